@@ -1,5 +1,8 @@
 """The project's own exceptions: each message is one sentence that names the key or file and the remedy."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be run: unknown or missing key, unknown name, combination that makes no sense."""
@@ -11,3 +14,13 @@ class DataError(RuntimeError):
 
 class NotFittedError(RuntimeError):
     """A post-hoc method was asked for scores before ``fit_posthoc`` or before loading a fitted checkpoint."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: the loss is no longer a number."""
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """``"; did you mean 'score'?"`` for the nearest of `options`, or an empty string where none is near."""
+    near = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""

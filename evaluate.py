@@ -1,0 +1,78 @@
+"""Score finished runs: ``python evaluate.py --checkpoint-dir runs --output-folder out [--eval-classification]``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from uncertainty_est.cli import log_to_console, one_sentence_errors
+
+SOURCES = Path(__file__).resolve().parent / "configs" / "source"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description="Score every run below a folder and write tables and figures.")
+    p.add_argument("--checkpoint-dir", type=Path, help="folder below which every finished run is scored")
+    p.add_argument(
+        "--checkpoint",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="F",
+        help="one run: its folder or its checkpoint.pt (repeatable)",
+    )
+    p.add_argument("--output-folder", type=Path, required=True, help="where tables and figures go")
+    p.add_argument("--name", default="out", help="goes into the file names: ood-<name>.csv (default: out)")
+    p.add_argument("--eval-classification", action="store_true", help="also write clf-<name>.csv")
+    p.add_argument(
+        "--eval-ood-calibration",
+        action="store_true",
+        help="add rows for how far predictions on OOD data are from uniform",
+    )
+    p.add_argument("--max-eval", type=positive, metavar="N", help="at most N batches of every data set")
+    p.add_argument(
+        "--config-entries",
+        action="append",
+        default=[],
+        metavar="some.key",
+        help="value of the run's config.yaml as a further column (repeatable)",
+    )
+    p.add_argument("--dataset", metavar="D", help="score this data set as in-distribution, not the run's own")
+    p.add_argument(
+        "--ood-dataset",
+        "--ood_dataset",
+        action="append",
+        default=[],
+        metavar="D",
+        help="score this OOD set, not the run's own list (repeatable)",
+    )
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
+    p.add_argument("--batch-size", type=positive, help="inputs per batch (default: the run's eval_batch_size)")
+    p.add_argument("--no-plots", action="store_true", help="draw no figures")
+    return p
+
+
+def positive(text: str) -> int:
+    """A whole number above zero."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def main() -> int:
+    """Evaluate; returns the exit code: 0, or 1 where anything could not be scored."""
+    arguments = parser().parse_args()
+    # Here and not above: `--help` and a mistyped option should not wait for torch.
+    from uncertainty_est.evaluate import Request, evaluate, summary
+
+    log_to_console()
+    report = evaluate(Request(**vars(arguments), source_dir=SOURCES))
+    print(summary(report))
+    return 1 if report.failed else 0
+
+
+if __name__ == "__main__":
+    with one_sentence_errors():
+        raise SystemExit(main())

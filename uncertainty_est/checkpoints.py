@@ -1,0 +1,177 @@
+"""Save a run and load it again: a plain configuration beside plain weights, both checked before anything is built."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from uncertainty_est.config import build, validate
+from uncertainty_est.errors import ConfigError, DataError
+from uncertainty_est.files import write_atomically
+from uncertainty_est.models.base import Method
+
+CONFIG_FILE = "config.yaml"
+CHECKPOINT_FILE = "checkpoint.pt"
+SPLITS_FILE = "splits.npz"
+RESULTS_FILE = "results.json"
+
+# Needed for training only; leaving them out means that a foreign file can build no optimizer either.
+_TRAINING_KEYS = ("optimizer", "scheduler")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        path: its folder.
+        fixed: the resolved configuration that ``run`` was called with.
+        method: the method in eval mode, weights and fitted state loaded, on the CPU.
+    """
+
+    path: Path
+    fixed: dict[str, Any]
+    method: Method
+
+
+def save_config(run_dir: Path, fixed: Mapping[str, Any]) -> None:
+    """Write the resolved `fixed` as plain YAML."""
+    text = yaml.safe_dump(dict(fixed), sort_keys=False)
+    write_atomically(run_dir / CONFIG_FILE, lambda path: path.write_text(text))
+
+
+def save_splits(run_dir: Path, splits: Mapping[str, np.ndarray]) -> None:
+    """Write the indices of the train, validation and test samples."""
+    write_atomically(run_dir / SPLITS_FILE, lambda path: np.savez_compressed(path, **splits))
+
+
+def save_weights(run_dir: Path, method: Method) -> None:
+    """Write weights and buffers of a method, with the name of its class."""
+    content = {"class": _class_name(method), "state_dict": method.state_dict()}
+    write_atomically(run_dir / CHECKPOINT_FILE, lambda path: torch.save(content, path))
+
+
+def find_runs(root: Path) -> list[Path]:
+    """Folders of all finished runs at or below `root`, sorted.
+
+    Raises:
+        ConfigError: the folder does not exist or holds no run.
+    """
+    if not root.is_dir():
+        raise ConfigError(f"--checkpoint-dir: there is no folder '{root}'")
+    runs = sorted(path.parent for path in root.rglob(CHECKPOINT_FILE))
+    if not runs:
+        raise ConfigError(
+            f"--checkpoint-dir: no {CHECKPOINT_FILE} below '{root}'; give the folder that"
+            f" train_local.py wrote to (fixed.output_folder)"
+        )
+    return runs
+
+
+def run_folder(path: Path) -> Path:
+    """The run folder that a user's path means: the folder itself or its checkpoint file.
+
+    Raises:
+        ConfigError: there is no finished run.
+    """
+    folder = path.parent if path.name == CHECKPOINT_FILE else path
+    for name in (CONFIG_FILE, CHECKPOINT_FILE):
+        if not (folder / name).is_file():
+            raise ConfigError(f"'{path}' is no finished run: {folder / name} does not exist")
+    return folder
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """The saved `fixed` of a run, unchecked.
+
+    Raises:
+        DataError: the file is unreadable.
+    """
+    path = run_dir / CONFIG_FILE
+    try:
+        # Plain YAML: an interpolation in a foreign file must not read this machine's environment.
+        fixed = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{path} cannot be read as YAML ({_first_line(error)}); restore it from the run") from error
+    if not isinstance(fixed, dict):
+        raise DataError(f"{path} holds no configuration; restore it from the run")
+    return fixed
+
+
+def read_weights(run_dir: Path, expected_class: str | None = None) -> dict[str, torch.Tensor]:
+    """The state dict of a run.
+
+    Raises:
+        DataError: the file is truncated, no checkpoint, or of another class than `expected_class`.
+    """
+    path = run_dir / CHECKPOINT_FILE
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        saved_class, state = content["class"], content["state_dict"]
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is truncated or no checkpoint of this project ({_first_line(error)}); train the run again"
+        ) from error
+    if expected_class is not None and saved_class != expected_class:
+        raise DataError(f"{path} holds a {saved_class}, but {CONFIG_FILE} beside it describes a {expected_class}")
+    return state
+
+
+def load(path: Path, schema: Callable[..., Any]) -> Run:
+    """Rebuild a finished run from its folder alone.
+
+    Args:
+        path: the run's folder or its checkpoint file.
+        schema: the function whose keywords the saved configuration holds, ``run``.
+
+    Raises:
+        ConfigError: the configuration names an unknown key or a class that is not ours.
+        DataError: a file is damaged, or weights and configuration do not belong together.
+    """
+    run_dir = run_folder(path)
+    fixed = read_config(run_dir)
+    model_config = fixed.get("model_config")
+    if not isinstance(model_config, dict) or "_target_" not in model_config:
+        raise DataError(f"{run_dir / CONFIG_FILE}: model_config._target_ is missing; restore the file from the run")
+    node = {key: value for key, value in model_config.items() if key not in _TRAINING_KEYS}
+    own = {key: value for key, value in fixed.items() if key in ("transform", "sources")} | {"model_config": node}
+    try:
+        _check_saved(fixed, own, schema)
+        method = build(node, own_only=True)
+    except ConfigError as error:
+        raise ConfigError(f"{run_dir / CONFIG_FILE}: {error}") from error
+    if not isinstance(method, Method):
+        raise ConfigError(f"{run_dir / CONFIG_FILE}: model_config._target_ '{node['_target_']}' is no method")
+    state = read_weights(run_dir, _class_name(method))
+    try:
+        method.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:300]
+        raise DataError(f"{run_dir / CHECKPOINT_FILE} does not fit {CONFIG_FILE} beside it ({detail})") from error
+    method.eval()
+    return Run(run_dir, fixed, method)
+
+
+def _check_saved(fixed: Mapping[str, Any], own: Mapping[str, Any], schema: Callable[..., Any]) -> None:
+    """Keys of the whole file against the schema; what loading builds against our own classes only."""
+    trimmed = {key: own.get(key, value) for key, value in fixed.items()}
+    for key in ("trainer_config", "logger", "checkpoint_config", "earlystop_config"):
+        if key in trimmed:
+            trimmed[key] = None  # never built from a saved file
+    validate(trimmed, schema, own_only=True)
+
+
+def _class_name(method: Method) -> str:
+    return f"{type(method).__module__}.{type(method).__qualname__}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -1,0 +1,209 @@
+"""From a composed configuration to objects: name data sets, check every key, and the only call of ``instantiate``."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+import yaml
+from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from uncertainty_est.errors import ConfigError, DataError, did_you_mean
+
+OWN_PACKAGE = "uncertainty_est"
+# What a configuration that the user wrote may build. A file found beside a checkpoint may build our own classes only.
+TRUSTED_PACKAGES = (OWN_PACKAGE, "torch.optim", "pytorch_lightning")
+
+UNSCALED_SUFFIX = "_unscaled"
+# Keys of `fixed` whose values are names of data sets.
+_DATASET_KEYS = ("dataset", "ood_dataset", "val_ood_datasets", "test_ood_datasets")
+# Where a sentence about a data set that was never inlined sends the reader.
+_ANY_NPZ = "any <fixed.data_root>/<name>.npz with x_train, y_train, x_test, y_test is a data set too"
+
+
+# ---------------------------------------------------------------------------------------------- data sets by name
+
+
+def dataset_names(fixed: Mapping[str, Any]) -> list[str]:
+    """Every data set that `fixed` names, once each, the in-distribution set first."""
+    names: list[str] = []
+    for key in _DATASET_KEYS:
+        names.extend(as_names(fixed.get(key)))
+    return list(dict.fromkeys(names))
+
+
+def as_names(value: Any) -> list[str]:
+    """A data-set entry of a configuration (nothing, one name, or a list of names) as a list of names."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [value]
+    return [str(name) for name in value]
+
+
+def grid_dataset_names(grid: Mapping[str, Any] | None) -> list[str]:
+    """Names of data sets among a grid's ``choice`` options, so that a swept data set is inlined as well."""
+    names: list[str] = []
+    for key in _DATASET_KEYS:
+        block = (grid or {}).get(key) or {}
+        for option in block.get("options", []):
+            names.extend(as_names(option))
+    return names
+
+
+def find_source(name: str, source_dir: Path, data_root: Path) -> dict[str, Any]:
+    """The node that builds data set `name`: its YAML, its ``_unscaled`` form, or a ``.npz`` file in `data_root`.
+
+    Raises:
+        ConfigError: no such data set, with the nearest known name.
+    """
+    path = source_dir / f"{name}.yaml"
+    if path.is_file():
+        return yaml.safe_load(path.read_text())
+    if (data_root / f"{name}.npz").is_file():
+        return {
+            "_target_": f"{OWN_PACKAGE}.data.sources.pack.NpzPack",
+            "root": "${fixed.data_root}",
+            "name": name,
+            "shape": "${fixed.data_shape}",
+            "split_seed": "${fixed.split_seed}",
+        }
+    if name.endswith(UNSCALED_SUFFIX):
+        scaled = find_source(name.removesuffix(UNSCALED_SUFFIX), source_dir, data_root)
+        return {"_target_": f"{OWN_PACKAGE}.data.sources.noise.Unscaled", "source": scaled}
+    known = sorted(p.stem for p in source_dir.glob("*.yaml"))
+    raise ConfigError(
+        f"there is no data set '{name}': neither {path} nor {data_root / (name + '.npz')} exists"
+        f"{did_you_mean(name, known) or f' ({_ANY_NPZ})'}"
+    )
+
+
+def inline_sources(fixed: Any, source_dir: Path, extra_names: Sequence[str] = ()) -> None:
+    """Copy the node of every named data set into ``fixed.sources``, in place and before interpolations resolve.
+
+    A job on a cluster sees a snapshot of ``.py`` files and no YAML, so `fixed` must carry all that it needs.
+    What the user set below ``fixed.sources.<name>`` wins over the file.
+    """
+    root = Path(str(fixed.data_root))
+    for name in dict.fromkeys([*dataset_names(fixed), *extra_names]):
+        node = OmegaConf.create(find_source(name, source_dir, root))
+        given = OmegaConf.select(fixed, f"sources.{name}")
+        OmegaConf.update(fixed, f"sources.{name}", OmegaConf.merge(node, given or {}), force_add=True)
+
+
+# ---------------------------------------------------------------------------------------------------- validation
+
+
+def validate(fixed: Mapping[str, Any], schema: Callable[..., Any], *, own_only: bool = False) -> None:
+    """Compare every key of a resolved `fixed` with the signature that will receive it.
+
+    Args:
+        fixed: plain, resolved mapping.
+        schema: the function whose keywords `fixed` are, ``run``.
+        own_only: allow classes of this package only (for a file that came with a checkpoint).
+
+    Raises:
+        ConfigError: all problems at once, each with its dotted path and the nearest right name.
+    """
+    problems = list(_compare("", fixed, schema, "run"))
+    for path, node in walk_targets(fixed):
+        try:
+            target = locate(node["_target_"], path, own_only=own_only)
+        except ConfigError as error:
+            problems.append(str(error))
+            continue
+        keys = {k: v for k, v in node.items() if not k.startswith("_")}
+        partial = bool(node.get("_partial_"))
+        problems.extend(_compare(path, keys, target, node["_target_"].rsplit(".", 1)[-1], partial=partial))
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
+def walk_targets(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every mapping with a ``_target_`` at or below `node`, with its dotted path, outermost first."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from walk_targets(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, Sequence) and not isinstance(node, str):
+        for i, value in enumerate(node):
+            yield from walk_targets(value, f"{path}[{i}]")
+
+
+def _compare(
+    path: str, keys: Mapping[str, Any], target: Callable[..., Any], label: str, *, partial: bool = False
+) -> Iterator[str]:
+    parameters = inspect.signature(target).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    prefix = f"{path}." if path else "fixed."
+    for key in keys:
+        if key not in parameters and not open_ended:
+            yield f"{prefix}{key}: {label} takes no such argument{did_you_mean(key, parameters)}"
+    for name, parameter in parameters.items():
+        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if named and parameter.default is parameter.empty and not partial and name not in keys:
+            yield f"{prefix}{name}: {label} needs this argument"
+    for key, value in keys.items():
+        if value == "???":
+            yield f"{prefix}{key}: a value must be given"
+
+
+def locate(target: Any, path: str = "", *, own_only: bool = False) -> Any:
+    """Import the class (or function) that a ``_target_`` names, after checking that it may be built.
+
+    Raises:
+        ConfigError: not in an allowed package, does not exist, or reached through another module's attributes.
+    """
+    where = f"{path}._target_" if path else "_target_"
+    allowed = (OWN_PACKAGE,) if own_only else TRUSTED_PACKAGES
+    if not isinstance(target, str) or not any(target.startswith(f"{package}.") for package in allowed):
+        raise ConfigError(f"{where}: '{target}' may not be built; allowed are classes below {', '.join(allowed)}")
+    module_name, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{where}: there is no module '{error.name}'") from error
+    found = getattr(module, name, None)
+    if found is None:
+        raise ConfigError(f"{where}: {module_name} has no '{name}'{did_you_mean(name, vars(module))}")
+    # `uncertainty_est.run.os.system` starts with an allowed name; what counts is where the object was defined.
+    home = getattr(found, "__module__", None) or ""
+    if not any(home == package or home.startswith(f"{package}.") for package in allowed):
+        raise ConfigError(f"{where}: '{target}' is defined in '{home}'; allowed are {', '.join(allowed)}")
+    if own_only and not inspect.isclass(found):
+        raise ConfigError(f"{where}: '{target}' is not a class of {OWN_PACKAGE}")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------ building
+
+
+def build(node: Mapping[str, Any], *, own_only: bool = False, **extra: Any) -> Any:
+    """Build the object a node describes, nested nodes first.
+
+    Args:
+        node: mapping with a ``_target_``.
+        own_only: see :func:`validate`.
+        extra: keyword arguments that are no part of the configuration.
+
+    Raises:
+        ConfigError: a target that may not be built, or a value that its class refuses.
+    """
+    for path, inner in walk_targets(node):
+        locate(inner["_target_"], path, own_only=own_only)
+    try:
+        return hydra.utils.instantiate(dict(node), **extra, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, ConfigError | DataError):
+            raise cause from error
+        if isinstance(cause, ValueError | TypeError | MisconfigurationException):
+            raise ConfigError(f"{node['_target_']}: {cause}") from error
+        raise

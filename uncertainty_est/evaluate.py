@@ -1,0 +1,135 @@
+"""What ``evaluate.py`` asks for, in terms of runs and data modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from omegaconf import OmegaConf
+
+from uncertainty_est import checkpoints
+from uncertainty_est.config import inline_sources
+from uncertainty_est.data.module import OODDataModule
+from uncertainty_est.errors import ConfigError
+from uncertainty_est.evaluation.report import Options, Report, evaluate_runs
+from uncertainty_est.files import make_folder
+from uncertainty_est.run import build_data, check_ood_sets, run
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command line of ``evaluate.py``, one attribute an option, and the folder of the data sets' YAML files."""
+
+    output_folder: Path
+    source_dir: Path
+    checkpoint_dir: Path | None = None
+    checkpoint: Sequence[Path] = ()
+    name: str = "out"
+    eval_classification: bool = False
+    eval_ood_calibration: bool = False
+    max_eval: int | None = None
+    config_entries: Sequence[str] = ()
+    dataset: str | None = None
+    ood_dataset: Sequence[str] = ()
+    device: str = "auto"
+    batch_size: int | None = None
+    no_plots: bool = False
+
+
+def evaluate(request: Request) -> Report:
+    """Find the runs, score them, write tables and figures.
+
+    Raises:
+        ConfigError: no run, no such device, or an output folder that cannot be written.
+    """
+    folders = _folders(request)
+    options = Options(
+        output_folder=make_folder(request.output_folder, "--output-folder"),
+        name=request.name,
+        id_dataset=request.dataset,
+        ood_datasets=request.ood_dataset,
+        classification=request.eval_classification,
+        ood_calibration=request.eval_ood_calibration,
+        max_batches=request.max_eval,
+        config_entries=request.config_entries,
+        batch_size=request.batch_size,
+        device=_device(request.device),
+        figures=not request.no_plots,
+    )
+
+    def data_of(fixed: Mapping[str, Any]) -> OODDataModule:
+        return build_data(with_sources(fixed, request.source_dir), own_only=True)
+
+    return evaluate_runs(folders, options, lambda folder: checkpoints.load(folder, run), data_of)
+
+
+def with_sources(fixed: Mapping[str, Any], source_dir: Path) -> dict[str, Any]:
+    """A saved `fixed` in which data sets that were named only now are described as well.
+
+    Raises:
+        ConfigError: an unknown data set, or one that the run was tuned or trained on.
+    """
+    # What the run saved wins: OmegaConf would merge our file under it, and the run must be judged as it was trained.
+    config = OmegaConf.create({"fixed": {key: fixed[key] for key in ("data_root", "data_shape", "split_seed")}})
+    new = [name for name in fixed["test_ood_datasets"] if name not in fixed["sources"]]
+    inline_sources(config.fixed, source_dir, new)
+    added = OmegaConf.to_container(config.fixed, resolve=True)
+    assert isinstance(added, dict)
+    complete = dict(fixed) | {"sources": {**added.get("sources", {}), **fixed["sources"]}}
+    check_ood_sets(complete)
+    return complete
+
+
+def summary(report: Report) -> str:
+    """The headline score's AUROC and FPR95 of every run and OOD set, the accuracy, and where the files are."""
+    lines: list[str] = []
+    if len(report.ood):
+        headline = report.ood[report.ood["Headline"] & report.ood["Metric"].isin(["AUROC", "FPR95"])]
+        table = headline.pivot_table(
+            index=["Run", "Score"], columns=["Metric", "OOD dataset"], values="Value", sort=False
+        )
+        for metric in ("AUROC", "FPR95"):
+            part = table[metric].reset_index(level="Score")
+            if len(report.clf):
+                accuracy = report.clf[report.clf["Metric"] == "Accuracy"].set_index("Run")["Value"]
+                part.insert(1, "Accuracy", accuracy.reindex(part.index))
+            text = part.to_string(float_format=lambda v: f"{v:.2f}")
+            lines += [f"{metric} of the headline score, percent (higher score = more in-distribution)", text, ""]
+    elif len(report.clf):
+        accuracy_rows: pd.DataFrame = report.clf[report.clf["Metric"] == "Accuracy"]
+        lines += [accuracy_rows[["Run", "Metric", "Value"]].to_string(index=False), ""]
+    lines += [f"not scored: {row['Run']} {row['OOD dataset']}: {row['Error']}" for row in report.failed]
+    tables = [file for file in report.files if file.suffix in (".csv", ".json")]
+    figures = sorted({file.parent for file in report.files if file.suffix == ".png"})
+    lines += [f"table    {file}" for file in tables]
+    lines += [f"figures  {folder}/" for folder in figures]
+    return "\n".join(lines)
+
+
+def _folders(request: Request) -> dict[str, Path]:
+    """Name of each run, as it appears in the tables, to its folder."""
+    folders: dict[str, Path] = {}
+    if request.checkpoint_dir is not None:
+        for folder in checkpoints.find_runs(request.checkpoint_dir):
+            relative = folder.relative_to(request.checkpoint_dir).as_posix()
+            folders[folder.name if relative == "." else relative] = folder
+    for path in request.checkpoint:
+        folder = checkpoints.run_folder(path)
+        folders[folder.name if folder.name not in folders else folder.as_posix()] = folder
+    if not folders:
+        raise ConfigError("--checkpoint-dir: give a folder of runs, or single runs by --checkpoint")
+    return folders
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return name

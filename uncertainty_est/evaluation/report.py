@@ -1,0 +1,258 @@
+"""Evaluate many runs: tables, aggregates and figures, written after every run so that nothing computed is lost."""
+
+from __future__ import annotations
+
+import logging
+import re
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from uncertainty_est import checkpoints
+from uncertainty_est.data.module import OODDataModule
+from uncertainty_est.errors import ConfigError, DataError, did_you_mean
+from uncertainty_est.evaluation import plots
+from uncertainty_est.evaluation.aggregate import RunTables, aggregate
+from uncertainty_est.evaluation.scoring import ScoredRun, save_scores, score_loader, score_run
+from uncertainty_est.evaluation.tables import RunInfo, clf_table, ood_table
+from uncertainty_est.files import write_atomically, write_json
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to compute and where to write it.
+
+    Attributes:
+        output_folder: an existing folder.
+        name: goes into the names of the files: ``ood-<name>.csv``.
+        id_dataset: data set scored in place of the run's own ID test set.
+        ood_datasets: OOD sets in place of the run's own; empty means the run's own.
+        classification: write ``clf-<name>.csv``.
+        ood_calibration: add rows for the predictions' divergence from uniform on OOD data.
+        max_batches: limit for every data set.
+        config_entries: dotted keys of the run's configuration that become columns.
+        batch_size: in place of the run's ``eval_batch_size``.
+        device: where to score.
+        figures: draw them.
+    """
+
+    output_folder: Path
+    name: str = "out"
+    id_dataset: str | None = None
+    ood_datasets: Sequence[str] = ()
+    classification: bool = False
+    ood_calibration: bool = False
+    max_batches: int | None = None
+    config_entries: Sequence[str] = ()
+    batch_size: int | None = None
+    device: str = "cpu"
+    figures: bool = True
+
+
+@dataclass
+class Report:
+    """What came out.
+
+    Attributes:
+        runs: tables of the runs that were scored.
+        failed: rows ``Run, OOD dataset, Error`` of what was not.
+        files: tables and figures written, in order.
+    """
+
+    runs: list[RunTables] = field(default_factory=list)
+    failed: list[dict[str, str]] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+
+    @property
+    def ood(self) -> pd.DataFrame:
+        """All OOD rows."""
+        return _concat([run.ood for run in self.runs])
+
+    @property
+    def clf(self) -> pd.DataFrame:
+        """All classification rows."""
+        return _concat([run.clf for run in self.runs])
+
+
+# What a caller on a higher floor provides: the schema of a saved configuration and how to build its data.
+LoadRun = Callable[[Path], checkpoints.Run]
+BuildData = Callable[[Mapping[str, Any]], OODDataModule]
+
+
+def evaluate_runs(
+    folders: Mapping[str, Path], options: Options, load_run: LoadRun, build_data: BuildData
+) -> Report:
+    """Score every run and write its rows before the next one is touched.
+
+    A run that fails is logged with its traceback and listed in ``failed-<name>.csv``; the others are not hindered.
+
+    Args:
+        folders: name of a run (its path below the folder searched) to its folder.
+        options: see :class:`Options`.
+        load_run: rebuilds a run from its folder.
+        build_data: data module of a run's configuration, with the OOD sets that `options` ask for.
+    """
+    check_entries(list(folders.values()), options.config_entries)
+    report = Report()
+    for name, folder in folders.items():
+        log.info("scoring %s", name)
+        try:
+            run = load_run(folder)
+            scored = score(run, options, build_data)
+            _add(report, name, run, scored, options)
+        except Exception as error:  # noqa: BLE001 (one run's failure, of any kind, must not cost the others' results)
+            log.error("%s failed: %s", name, error)
+            log.debug("%s", traceback.format_exc())
+            report.failed.append({"Run": name, "OOD dataset": "", "Error": _sentence(error)})
+        write_tables(report, options)
+    return report
+
+
+def score(run: checkpoints.Run, options: Options, build_data: BuildData) -> ScoredRun:
+    """Score a loaded run on its own or on the given data sets.
+
+    Raises:
+        DataError: the data's splits are no longer those that the run was trained with.
+    """
+    fixed = dict(run.fixed)
+    if options.batch_size:
+        fixed["eval_batch_size"] = options.batch_size
+    names = list(options.ood_datasets) or list(fixed["test_ood_datasets"])
+    extra = [options.id_dataset] if options.id_dataset else []
+    data = build_data(fixed | {"test_ood_datasets": [*names, *extra]})
+    data.setup("test")
+    _check_splits(run, data)
+    if not options.id_dataset:
+        return score_run(run.method, data, names, device=options.device, max_batches=options.max_batches)
+    # The stand-in goes through the transform that was fitted on the run's own training data.
+    loader = data.ood_loader(options.id_dataset, "test", device=options.device)
+    method = run.method.to(options.device)
+    known = score_loader(method, loader, options.max_batches)
+    ood = score_run(method, data, names, device=options.device, max_batches=options.max_batches)
+    return ScoredRun(known, ood.ood, ood.failed)
+
+
+def check_entries(folders: Sequence[Path], entries: Sequence[str]) -> None:
+    """A config entry that no run has is a slip of the pen; one that some runs lack is an empty cell.
+
+    Raises:
+        ConfigError: an entry that no run has, or that names a whole section.
+    """
+    if not entries:
+        return
+    configs = [checkpoints.read_config(folder) for folder in folders]
+    known = sorted({key for config in configs for key in _leaves(config)})
+    for entry in entries:
+        if entry not in known:
+            raise ConfigError(f"--config-entries {entry}: no run has such a value{did_you_mean(entry, known)}")
+
+
+def write_tables(report: Report, options: Options) -> None:
+    """Write the CSV and JSON files of what is known so far."""
+    out, name = options.output_folder, options.name
+    tables = {f"ood-{name}.csv": report.ood}
+    if options.classification:
+        tables[f"clf-{name}.csv"] = report.clf
+    failed = out / f"failed-{name}.csv"
+    if report.failed:
+        tables[failed.name] = pd.DataFrame(report.failed)
+    else:
+        failed.unlink(missing_ok=True)  # left by an earlier evaluation of the same name
+    for file, table in tables.items():
+        _write_csv(out / file, table)
+    write_json(out / f"results-{name}.json", aggregate(report.runs))
+    written = [out / file for file in [*tables, f"results-{name}.json"]]
+    report.files = [*written, *(file for file in report.files if file not in written)]
+
+
+def write_figures(folder: Path, scored: ScoredRun, title: str) -> list[Path]:
+    """Score histograms and ROC curves for every score, and a reliability diagram for a classifier."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {}
+    for name, known in scored.id_data.scores.items():
+        if not scored.ood:
+            break
+        unknown = {ood: data.scores[name] for ood, data in scored.ood.items()}
+        slug = re.sub(r"\W+", "_", name).strip("_")
+        figures[f"hist-{slug}.png"] = plots.score_histogram(known, unknown, score=name, title=title)
+        figures[f"roc-{slug}.png"] = plots.roc_curves(known, unknown, score=name, title=title)
+    if scored.id_data.probs is not None:
+        figures["reliability.png"] = plots.reliability_diagram(
+            scored.id_data.probs, scored.id_data.labels, title=title
+        )
+    for file, figure in figures.items():
+        plots.save_figure(figure, folder / file)
+    return [folder / file for file in figures]
+
+
+def _add(report: Report, name: str, run: checkpoints.Run, scored: ScoredRun, options: Options) -> None:
+    fixed = run.fixed
+    info = RunInfo(
+        model=run.path.name,
+        model_type=type(run.method).__name__,
+        config=fixed["model"],
+        id_dataset=options.id_dataset or fixed["dataset"],
+        seed=fixed["seed"],
+        run=name,
+        entries={entry.rsplit(".", 1)[-1]: _lookup(fixed, entry) for entry in options.config_entries},
+    )
+    groups = fixed.get("ood_groups") or {}
+    ood = ood_table(info, scored, groups, calibration=options.ood_calibration)
+    report.runs.append(RunTables(fixed, ood, clf_table(info, scored)))
+    for ood_name, sentence in scored.failed.items():
+        report.failed.append({"Run": name, "OOD dataset": ood_name, "Error": sentence})
+    slug = name.replace("/", "__")
+    scores_folder = options.output_folder / f"scores-{options.name}"
+    scores_folder.mkdir(exist_ok=True)
+    save_scores(scores_folder / f"{slug}.npz", scored)
+    if options.figures:
+        folder = options.output_folder / f"figures-{options.name}" / slug
+        report.files.extend(write_figures(folder, scored, title=f"{info.config} on {info.id_dataset}"))
+
+
+def _check_splits(run: checkpoints.Run, data: OODDataModule) -> None:
+    path = run.path / checkpoints.SPLITS_FILE
+    if not path.is_file():
+        raise DataError(f"{path} is missing, so it cannot be told which samples the run was trained on")
+    with np.load(path, allow_pickle=False) as saved:
+        for split, indices in data.split_indices().items():
+            if not np.array_equal(saved[split], indices):
+                raise DataError(
+                    f"{path}: the {split} split of '{run.fixed['dataset']}' is no longer the one the run was"
+                    f" trained with; restore the data files in {run.fixed['data_root']}"
+                )
+
+
+def _concat(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    filled = [table for table in tables if len(table)]
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()
+
+
+def _write_csv(path: Path, table: pd.DataFrame) -> None:
+    write_atomically(path, lambda p: table.to_csv(p, index=False))
+
+
+def _leaves(node: Any, path: str = "") -> list[str]:
+    if not isinstance(node, Mapping):
+        return [path]
+    return [leaf for key, value in node.items() for leaf in _leaves(value, f"{path}.{key}" if path else str(key))]
+
+
+def _lookup(config: Mapping[str, Any], entry: str) -> Any:
+    node: Any = config
+    for key in entry.split("."):
+        if not isinstance(node, Mapping) or key not in node:
+            return float("nan")
+        node = node[key]
+    return node
+
+
+def _sentence(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,154 @@
+"""Tidy tables from scored runs: one row a number, values in percent, the convention in the column names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from uncertainty_est.evaluation.scoring import Scored, ScoredRun
+from uncertainty_est.metrics.calibration import classification_metrics, ood_calibration
+from uncertainty_est.metrics.confidence import ood_estimates
+from uncertainty_est.metrics.ood import ood_metrics
+
+# NLL and the divergence are in nats; every other number is a share and shown in percent.
+_IN_NATS = ("NLL", "KL from uniform")
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a row says of the run it comes from.
+
+    Attributes:
+        model: name of the run's folder.
+        model_type: class of the method.
+        config: name of the model configuration.
+        id_dataset: in-distribution data set that was scored.
+        seed: of the run.
+        run: path of the run below the folder that was searched.
+        entries: values of ``--config-entries``, by the last part of their key.
+    """
+
+    model: str
+    model_type: str
+    config: str
+    id_dataset: str
+    seed: int
+    run: str
+    entries: Mapping[str, Any] = field(default_factory=dict)
+
+    def _row(self, middle: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+        head = {"Model": self.model, "Model Type": self.model_type, "ID dataset": self.id_dataset}
+        tail = {"Config": self.config, "Seed": self.seed, "Run": self.run}
+        return {**head, **middle, **self.entries, **ours, **tail}
+
+
+def percent(metric: str, value: float) -> float:
+    """A metric as the tables show it."""
+    return value if metric in _IN_NATS else 100.0 * value
+
+
+def groups_present(groups: Mapping[str, Sequence[str]], names: Sequence[str]) -> dict[str, list[str]]:
+    """Each group cut down to the OOD sets that were scored; groups without any are left out."""
+    cut = {group: [name for name in members if name in names] for group, members in groups.items()}
+    return {group: members for group, members in cut.items() if members}
+
+
+def ood_table(
+    info: RunInfo,
+    scored: ScoredRun,
+    groups: Mapping[str, Sequence[str]],
+    *,
+    calibration: bool = False,
+    n_boot: int = 500,
+) -> pd.DataFrame:
+    """One row for each OOD set (and group mean), score and metric, with its 95 % confidence interval.
+
+    Columns: the original's seven, the config entries, then ``CI low``, ``CI high`` (same unit as ``Value``),
+    ``Headline`` (the method's first score), ``Group`` (of an OOD set; ``mean`` for a group's own rows), ``n_id``,
+    ``n_ood``, ``Config``, ``Seed``, ``Run``.
+    """
+    members = groups_present(groups, list(scored.ood))
+    group_of = {name: group for group, names in members.items() for name in names}
+    n_ood = {name: len(data.labels) for name, data in scored.ood.items()}
+    n_ood |= {group: sum(n_ood[name] for name in names) for group, names in members.items()}
+    n_id = len(scored.id_data.labels)
+
+    def ours(name: str, low: float, high: float, headline: bool) -> dict[str, Any]:
+        group = "mean" if name in members else group_of.get(name, "")
+        return {
+            "CI low": low,
+            "CI high": high,
+            "Headline": headline,
+            "Group": group,
+            "n_id": n_id,
+            "n_ood": n_ood[name],
+        }
+
+    rows = []
+    for i, (score, known) in enumerate(scored.id_data.scores.items()):
+        unknown = {name: data.scores[score] for name, data in scored.ood.items()}
+        if not unknown:
+            continue
+        estimates = ood_estimates(known, unknown, groups=members, n_boot=n_boot, seed=0)
+        for name, metrics in estimates.items():
+            for metric, estimate in metrics.items():
+                middle = {"OOD dataset": name, "Score": score, "Metric": metric}
+                middle["Value"] = percent(metric, estimate.value)
+                low, high = percent(metric, estimate.low), percent(metric, estimate.high)
+                rows.append(info._row(middle, ours(name, low, high, headline=i == 0)))
+    if calibration:
+        for name, data in scored.ood.items():
+            if data.probs is None:
+                continue
+            divergence = ood_calibration(data.probs)
+            mean, half = _mean_and_half_width(divergence)
+            middle = {"OOD dataset": name, "Score": "OOD Calibration", "Metric": "KL from uniform", "Value": mean}
+            rows.append(info._row(middle, ours(name, mean - half, mean + half, headline=False)))
+    return pd.DataFrame(rows)
+
+
+def clf_table(info: RunInfo, scored: ScoredRun) -> pd.DataFrame:
+    """One row for each classification and calibration metric of the ID test set; empty without classes."""
+    data = scored.id_data
+    if data.probs is None:
+        return pd.DataFrame()
+    metrics = classification_metrics(data.probs, data.labels)
+    return pd.DataFrame(
+        info._row({"Metric": name, "Value": percent(name, value)}, {"n_id": len(data.labels)})
+        for name, value in metrics.items()
+    )
+
+
+def results_of(scored: ScoredRun, groups: Mapping[str, Sequence[str]], *, seed: int) -> dict[str, Any]:
+    """The numbers of one run as a nested dictionary of plain values, percent as in the tables, without intervals.
+
+    ``{"seed": …, "classification": {metric: value}, "ood": {set or group: {score: {metric: value}}}}``
+    """
+    ood: dict[str, dict[str, dict[str, float]]] = {}
+    for name, data in scored.ood.items():
+        ood[name] = {score: _metrics(scored.id_data, data, score) for score in scored.id_data.scores}
+    for group, names in groups_present(groups, list(scored.ood)).items():
+        ood[group] = {
+            score: {metric: float(np.mean([ood[n][score][metric] for n in names])) for metric in metrics}
+            for score, metrics in ood[names[0]].items()
+        }
+    classification = {}
+    if scored.id_data.probs is not None:
+        metrics = classification_metrics(scored.id_data.probs, scored.id_data.labels)
+        classification = {name: percent(name, value) for name, value in metrics.items()}
+    return {"seed": seed, "classification": classification, "ood": ood}
+
+
+def _metrics(known: Scored, unknown: Scored, score: str) -> dict[str, float]:
+    metrics = ood_metrics(known.scores[score], unknown.scores[score])
+    return {name: percent(name, value) for name, value in metrics.items()}
+
+
+def _mean_and_half_width(values: np.ndarray) -> tuple[float, float]:
+    """Mean and half the width of its normal 95 % interval."""
+    spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    return float(values.mean()), 1.959964 * spread / len(values) ** 0.5

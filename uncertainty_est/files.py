@@ -1,0 +1,77 @@
+"""Files that are either whole or absent: every writer goes through a temporary file in the same folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from uncertainty_est.errors import ConfigError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place on success and is removed on failure."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner reads
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call ``write(temporary_path)``, then move the result to `path`."""
+    with atomic_path(path) as temporary:
+        write(temporary)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, atomically. NaN is refused, since other readers refuse it too."""
+    text = json.dumps(content, indent=2, allow_nan=False)
+    write_atomically(path, lambda p: p.write_text(text + "\n"))
+
+
+def make_folder(path: Path, key: str) -> Path:
+    """Create a folder that can be written to.
+
+    Args:
+        path: the folder.
+        key: the option or configuration key that named it, for the message.
+
+    Raises:
+        ConfigError: it cannot be created or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{key}: cannot write to '{path}' ({error.strerror}); choose another folder") from error
+    return path
+
+
+def make_new_folder(parent: Path, name: str) -> Path:
+    """Create ``parent/name``, or ``parent/name-2``, ``-3``, … so that nothing that exists is ever written over."""
+    number = 1
+    while True:
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

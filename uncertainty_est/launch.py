@@ -1,0 +1,85 @@
+"""From a composed configuration to the runs it asks for: one, or one for each point of a grid."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from uncertainty_est.cluster.grid import check_keys, expand
+from uncertainty_est.config import grid_dataset_names, inline_sources, validate
+from uncertainty_est.errors import ConfigError
+from uncertainty_est.run import check_ood_sets, run
+
+log = logging.getLogger(__name__)
+
+
+def points_of(config: DictConfig, source_dir: Path) -> list[dict[str, Any]]:
+    """The resolved and validated ``fixed`` of every run that a composed configuration asks for.
+
+    Every point is checked before the first one runs.
+
+    Args:
+        config: the composed configuration, with sections ``fixed`` and ``grid``.
+        source_dir: folder of the data sets' YAML files.
+
+    Raises:
+        ConfigError: with all problems of a point at once.
+    """
+    grid = OmegaConf.to_container(config.grid, resolve=True) if config.get("grid") else None
+    overrides = expand(grid)  # type: ignore[arg-type]
+    check_keys(overrides, _dotted_keys(config.fixed))
+    points = []
+    for override in overrides:
+        point = copy.deepcopy(config)
+        OmegaConf.set_struct(point, False)
+        for key, value in override.items():
+            OmegaConf.update(point.fixed, key, value, merge=False)
+        try:
+            inline_sources(point.fixed, source_dir, grid_dataset_names(grid))  # type: ignore[arg-type]
+            fixed = OmegaConf.to_container(point.fixed, resolve=True, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{error.full_key or 'fixed'}: {str(error).splitlines()[0]}") from error
+        assert isinstance(fixed, dict)
+        validate(fixed, run)
+        check_ood_sets(fixed)
+        points.append(fixed)
+    return points
+
+
+def run_points(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Run one point after another; one that fails does not hinder those after it.
+
+    Raises:
+        Exception: the failure itself where there is one point; for a grid, a ConfigError that counts the failures,
+            after all points have been tried and every failure's traceback logged.
+    """
+    if len(points) == 1:
+        return [run(**points[0])]
+    results, failures = [], []
+    for number, point in enumerate(points, 1):
+        log.info("grid point %d of %d", number, len(points))
+        try:
+            results.append(run(**point))
+        except Exception as error:  # noqa: BLE001 (logged and counted; the points after it must still run)
+            log.error("grid point %d of %d failed: %s", number, len(points), error, exc_info=True)
+            failures.append(number)
+    if failures:
+        raise ConfigError(f"grid: {len(failures)} of {len(points)} points failed (numbers {failures}), see the log")
+    return results
+
+
+def _dotted_keys(node: Any, path: str = "") -> set[str]:
+    if not isinstance(node, DictConfig):
+        return set()
+    keys = set()
+    for key in node:
+        dotted = f"{path}.{key}" if path else str(key)
+        keys.add(dotted)
+        if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
+            keys |= _dotted_keys(node[key], dotted)
+    return keys

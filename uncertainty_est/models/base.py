@@ -1,0 +1,195 @@
+"""The contract of every method: one pass over a batch gives class probabilities and named scores."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from uncertainty_est import measures
+from uncertainty_est.errors import ConfigError
+
+# A training batch: "id" always, "ood" where the method trains on outliers.
+Batch = Mapping[str, tuple[Tensor, Tensor]]
+State = Mapping[str, Tensor]
+
+
+@dataclass
+class Prediction:
+    """What a method says of a batch.
+
+    Attributes:
+        probs: ``[B, C]`` class probabilities, rows sum to 1; ``None`` for a method without classes.
+        scores: name to ``[B]``, finite float32, HIGHER = MORE IN-DISTRIBUTION; the first is the headline.
+    """
+
+    probs: Tensor | None
+    scores: dict[str, Tensor]
+
+
+@contextmanager
+def scoring_mode(module: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside; every submodule's mode and the grad mode as they were afterwards.
+
+    ``no_grad`` and not ``inference_mode``: scores that need input gradients re-enable them locally.
+    """
+    training = [m for m in module.modules() if m.training]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m in training:
+            m.training = True
+
+
+class Method(pl.LightningModule, ABC):
+    """Base of all methods.
+
+    A method implements :meth:`loss` and :meth:`_predict`; one that is fitted after training also sets
+    ``posthoc_split`` and implements :meth:`fit_posthoc`.
+
+    Args:
+        optimizer: called with the parameters (a ``_partial_`` node of the configuration). Only training needs it.
+        scheduler: called with the optimizer; stepped once an epoch.
+    """
+
+    needs_ood: ClassVar[bool] = False
+    """Trains on ``batch["ood"]``, so that ``fixed.ood_dataset`` must be given."""
+    posthoc_split: ClassVar[Literal["train", "val"] | None] = None
+    """The split that :meth:`fit_posthoc` reads after training, if any."""
+
+    def __init__(
+        self,
+        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+        scheduler: Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self._make_optimizer = optimizer
+        self._make_scheduler = scheduler
+
+    # ------------------------------------------------------------------------------------ what a method implements
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Named scalar parts of the training loss; their sum is minimised, each is logged as ``train/<name>``."""
+
+    @abstractmethod
+    def _predict(self, x: Tensor) -> Prediction:
+        """:meth:`predict` for ``x: [B, *data_shape]``, already in eval mode and without gradients."""
+
+    def fit_posthoc(self, loader: Iterable[tuple[Tensor, Tensor]]) -> None:  # noqa: B027 (a hook, not abstract)
+        """Fit what is fitted after training, into registered buffers, from ``posthoc_split`` without augmentation.
+
+        Args:
+            loader: yields ``(x [B, *data_shape], y [B])``; under DDP, this rank's share only.
+        """
+
+    def validate_batch(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The loss parts and class probabilities ``[B, C]`` (if any) of a validation batch."""
+        return self.loss(batch), self._predict(batch["id"][0]).probs
+
+    def init_from(self, states: list[State]) -> None:
+        """Take over the weights of finished runs; every weight offered must find a place.
+
+        Args:
+            states: one state dict a run. Buffers that this method has and the run had not (fitted post-hoc state)
+                stay as they are; a weight of a network must be offered.
+
+        Raises:
+            ConfigError: the number of runs or the weights do not fit.
+        """
+        if len(states) != 1:
+            raise ConfigError(f"fixed.init_from: {type(self).__name__} takes one run, got {len(states)}")
+        load_network(self, states[0], prefix="network.")
+
+    # --------------------------------------------------------------------------------------------- reading a method
+
+    def predict(self, x: Tensor) -> Prediction:
+        """Class probabilities and all scores of ``x: [B, *data_shape]`` from one pass through the network.
+
+        Leaves train/eval modes, the grad mode, every weight and every buffer as they were.
+
+        Raises:
+            NotFittedError: a post-hoc method before :meth:`fit_posthoc`.
+        """
+        with scoring_mode(self):
+            prediction = self._predict(x)
+            scores = measures.finite({name: s.float() for name, s in prediction.scores.items()})
+        return Prediction(prediction.probs, scores)
+
+    def classify(self, x: Tensor) -> Tensor | None:
+        """Class probabilities ``[B, C]`` of ``x: [B, *data_shape]``, or ``None``."""
+        return self.predict(x).probs
+
+    def get_ood_scores(self, x: Tensor) -> dict[str, Tensor]:
+        """Scores ``[B]`` by name of ``x: [B, *data_shape]``, higher = more in-distribution."""
+        return self.predict(x).scores
+
+    # ------------------------------------------------------------------------------------------- Lightning's hooks
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Sum of :meth:`loss`, with every part logged."""
+        parts = self.loss(batch)
+        total = torch.stack(list(parts.values())).sum()
+        size = len(batch["id"][1])
+        if len(parts) > 1:
+            self.log_dict({f"train/{name}": part for name, part in parts.items()}, batch_size=size)
+        self.log("train/loss", total, batch_size=size, prog_bar=True)
+        return total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Logs ``val/loss`` and, for a classifier, ``val/acc``; exact means over the split, also under DDP."""
+        parts, probs = self.validate_batch(batch)
+        y = batch["id"][1]
+        values = {"val/loss": torch.stack(list(parts.values())).sum()}
+        if probs is not None:
+            values["val/acc"] = (probs.argmax(-1) == y).float().mean()
+        self.log_dict(values, batch_size=len(y), on_epoch=True, prog_bar=True, sync_dist=True)
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Prediction:
+        """:meth:`predict` of the inputs of ``(x, y)``."""
+        return self.predict(batch[0])
+
+    def configure_optimizers(self) -> Any:
+        """The configured optimizer, and scheduler if any.
+
+        Raises:
+            ConfigError: no optimizer was configured.
+        """
+        if self._make_optimizer is None:
+            raise ConfigError("fixed.model_config.optimizer: training needs an optimizer")
+        optimizer = self._make_optimizer(self.parameters())
+        if self._make_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
+
+
+def load_network(owner: Method, state: State, prefix: str, into: str | None = None) -> None:
+    """Load the weights below `prefix` of another run's state into the submodule `into` (same name if not given).
+
+    Raises:
+        ConfigError: a weight is missing, left over, or of another shape.
+    """
+    name = (into or prefix).rstrip(".")
+    offered = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    left_over = [key for key in state if not key.startswith(prefix)]
+    if left_over:
+        raise ConfigError(
+            f"fixed.init_from: {type(owner).__name__} has no place for the run's weight '{left_over[0]}'"
+            f" ({len(left_over)} such); start from a run of a plain classifier, such as model=img_ce_baseline"
+        )
+    try:
+        owner.get_submodule(name).load_state_dict(offered, strict=True)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"fixed.init_from: the run's network does not fit {type(owner).__name__}'s; give network=… and"
+            f" fixed.model_config.network.… as that run had them ({detail})"
+        ) from error

@@ -1,0 +1,256 @@
+"""One run, from a resolved configuration to a folder that holds everything needed to use and judge it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from uncertainty_est import checkpoints
+from uncertainty_est.callbacks import FiniteLoss, OODValidation
+from uncertainty_est.config import as_names, build, validate
+from uncertainty_est.data.module import OODDataModule
+from uncertainty_est.errors import ConfigError
+from uncertainty_est.evaluation.scoring import score_run
+from uncertainty_est.evaluation.tables import results_of
+from uncertainty_est.files import make_folder, make_new_folder, write_json
+from uncertainty_est.models.base import Method
+
+log = logging.getLogger(__name__)
+
+# Set by the process that makes the run folder; the ranks that Lightning starts from it inherit it.
+_RUN_DIR_VARIABLE = "UNCERTAINTY_EST_RUN_DIR"
+
+
+def run(
+    *,
+    model: str,
+    dataset: str,
+    data_shape: Sequence[int],
+    num_classes: int,
+    model_config: Mapping[str, Any],
+    transform: Mapping[str, Any],
+    sources: Mapping[str, Any],
+    trainer_config: Mapping[str, Any],
+    test_ood_datasets: Sequence[str] = (),
+    val_ood_datasets: Sequence[str] = (),
+    ood_dataset: str | None = None,
+    ood_groups: Mapping[str, Sequence[str]] | None = None,
+    batch_size: int = 128,
+    eval_batch_size: int = 512,
+    data_root: str = "../data",
+    split_seed: int = 1,
+    seed: int = 1,
+    init_from: str | Sequence[str] | None = None,
+    output_folder: str = "runs",
+    checkpoint_config: Mapping[str, Any] | None = None,
+    earlystop_config: Mapping[str, Any] | None = None,
+    logger: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Build, train, fit what is fitted after training, save and score one method. This signature is the schema of ``fixed``.
+
+    Args:
+        model: name of the model configuration; with `dataset` and `seed` it names the run folder.
+        dataset: name of the in-distribution data set.
+        data_shape: shape of one input, ``(C, H, W)`` or ``(D,)``.
+        num_classes: C.
+        model_config: node of the method.
+        transform: node that turns a source's tensors into the network's input.
+        sources: node of every data set, by name.
+        trainer_config: node of ``pytorch_lightning.Trainer``.
+        test_ood_datasets: OOD sets that the method is scored on.
+        val_ood_datasets: OOD sets for ``val/ood`` and for tuning; never the same as a test set.
+        ood_dataset: outliers that the method trains on; never the same as a test set.
+        ood_groups: name of a group (near, far) to names of OOD sets, whose means get rows of their own.
+        batch_size: of training, per process.
+        eval_batch_size: of validation, fitting and scoring.
+        data_root: folder of the data sets' files.
+        split_seed: decides which samples are training, validation and test, and nothing else.
+        seed: of initialisation and order of the data.
+        init_from: folder of a finished run, or of several, whose weights to start from.
+        output_folder: where the run's own new folder is made.
+        checkpoint_config: node of the checkpoint callback; ``None`` keeps the last weights.
+        earlystop_config: node of the early-stopping callback; ``None`` trains to the end.
+        logger: partial node of a Lightning logger; ``None`` logs nothing.
+
+    Returns:
+        The run's folder and its results, also written to ``results.json``. Empty on ranks other than 0.
+
+    Raises:
+        ConfigError: a key, name or combination that cannot be run.
+        DataError: a data set that cannot be used.
+        TrainingError: the loss became NaN.
+    """
+    fixed = dict(locals())  # the first statement, so that nothing but the arguments is in it
+    validate(fixed, run)
+    check_ood_sets(fixed)
+    pl.seed_everything(seed, workers=True, verbose=False)
+
+    data = build_data(fixed)
+    method = build_method(fixed)
+    check_trainer(trainer_config)
+    data.prepare_data()
+    data.setup("fit")
+
+    run_dir = new_run_dir(fixed)
+    checkpoints.save_config(run_dir, fixed)
+    checkpoints.save_splits(run_dir, data.split_indices())
+    trainer = build_trainer(fixed, method, run_dir)
+    trainer.fit(method, datamodule=data)
+    restore_best(trainer, method)
+    fit_posthoc(trainer, method, data)
+
+    results: dict[str, Any] = {}
+    if trainer.is_global_zero:
+        checkpoints.save_weights(run_dir, method)
+        device = trainer.strategy.root_device
+        results = {"run_dir": str(run_dir)} | results_of(
+            score_run(method, data, test_ood_datasets, device=device), ood_groups or {}, seed=seed
+        )
+        write_json(run_dir / checkpoints.RESULTS_FILE, results)
+        log.info("run folder: %s", run_dir)
+    trainer.strategy.barrier("scored")
+    return results
+
+
+def check_ood_sets(fixed: Mapping[str, Any]) -> None:
+    """An OOD set that a method is tuned or trained on is not one that it is tested on.
+
+    Raises:
+        ConfigError: two lists share a set, by name or by what it is built from, or a group names an unlisted set.
+    """
+    test = as_names(fixed.get("test_ood_datasets"))
+    sources = fixed.get("sources") or {}
+    for key in ("val_ood_datasets", "ood_dataset"):
+        for name in as_names(fixed.get(key)):
+            for test_name in test:
+                if name == test_name or sources.get(name) == sources.get(test_name):
+                    raise ConfigError(
+                        f"fixed.{key}: '{name}' is also in fixed.test_ood_datasets; a set that a method is tuned or"
+                        f" trained on must not be one it is tested on, remove it from one of the two"
+                    )
+    if fixed["dataset"] in test:
+        raise ConfigError(f"fixed.test_ood_datasets: '{fixed['dataset']}' is the in-distribution set; remove it")
+
+
+def build_data(fixed: Mapping[str, Any], own_only: bool = False) -> OODDataModule:
+    """The data module of a resolved `fixed`; nothing is read yet.
+
+    Raises:
+        ConfigError: a named data set has no node in ``fixed.sources``.
+    """
+    nodes = fixed.get("sources") or {}
+
+    def source(name: str) -> Any:
+        if name not in nodes:
+            raise ConfigError(f"fixed.sources.{name}: the data set '{name}' is named but not described")
+        return build(nodes[name], own_only=own_only)
+
+    ood_dataset = fixed.get("ood_dataset")
+    return OODDataModule(
+        id_source=source(fixed["dataset"]),
+        transform=build(fixed["transform"], own_only=own_only),
+        data_shape=tuple(fixed["data_shape"]),
+        num_classes=fixed["num_classes"],
+        batch_size=fixed["batch_size"],
+        eval_batch_size=fixed["eval_batch_size"],
+        ood_source=source(ood_dataset) if ood_dataset else None,
+        val_ood_sources={name: source(name) for name in as_names(fixed.get("val_ood_datasets"))},
+        test_ood_sources={name: source(name) for name in as_names(fixed.get("test_ood_datasets"))},
+        seed=fixed["seed"],
+    )
+
+
+def build_method(fixed: Mapping[str, Any]) -> Method:
+    """The method of a resolved `fixed`, with the weights of ``init_from`` if given.
+
+    Raises:
+        ConfigError: it needs outliers that are not given, or the given runs do not fit.
+    """
+    method = build(fixed["model_config"])
+    if not isinstance(method, Method):
+        raise ConfigError(f"model_config._target_: {fixed['model_config']['_target_']} is no method")
+    if method.needs_ood and not fixed.get("ood_dataset"):
+        raise ConfigError(
+            f"fixed.ood_dataset: {type(method).__name__} trains on outliers; name a data set,"
+            f" for example fixed.ood_dataset=uniform_noise"
+        )
+    if method.posthoc_split and (fixed.get("checkpoint_config") or {}).get("monitor") == "val/ood":
+        raise ConfigError(
+            f"fixed.checkpoint_config.monitor: {type(method).__name__} is fitted after training, so there is no"
+            f" val/ood to select by while it trains; choose val/acc or val/loss"
+        )
+    init_from = as_names(fixed.get("init_from"))
+    if init_from:
+        folders = [checkpoints.run_folder(Path(path)) for path in init_from]
+        method.init_from([checkpoints.read_weights(folder) for folder in folders])
+    return method
+
+
+def new_run_dir(fixed: Mapping[str, Any]) -> Path:
+    """A new folder ``<output_folder>/<model>-<dataset>-seed<seed>``, the same one for every rank of a run."""
+    inherited = os.environ.get(_RUN_DIR_VARIABLE)
+    if inherited and os.environ.get("LOCAL_RANK", "0") != "0":
+        return Path(inherited)
+    parent = make_folder(Path(fixed["output_folder"]), "fixed.output_folder")
+    run_dir = make_new_folder(parent, f"{fixed['model']}-{fixed['dataset']}-seed{fixed['seed']}")
+    os.environ[_RUN_DIR_VARIABLE] = str(run_dir.resolve())
+    return run_dir
+
+
+def check_trainer(node: Mapping[str, Any]) -> None:
+    """Ask Lightning and the device whether they can do what the trainer's node wants, before anything is made.
+
+    Raises:
+        ConfigError: no such device, a combination that Lightning refuses, or bf16 on a GPU that has none.
+    """
+    build(node, logger=False, enable_checkpointing=False)
+    wants_bf16 = str(node.get("precision", "")).startswith("bf16")
+    if wants_bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise ConfigError("trainer_config.precision: this GPU has no bf16; choose trainer=gpu (32-bit)")
+
+
+def build_trainer(fixed: Mapping[str, Any], method: Method, run_dir: Path) -> pl.Trainer:
+    """The trainer, logging into `run_dir`."""
+    callbacks: list[pl.Callback] = [FiniteLoss()]
+    # A method that is fitted after training has no scores to validate before.
+    if fixed["val_ood_datasets"] and method.posthoc_split is None:
+        callbacks.append(OODValidation())
+    if fixed["earlystop_config"]:
+        callbacks.append(build(fixed["earlystop_config"]))
+    if fixed["checkpoint_config"]:
+        callbacks.append(build(fixed["checkpoint_config"], dirpath=str(run_dir / "checkpoints")))
+    make_logger = build(fixed["logger"]) if fixed["logger"] else None
+    return build(
+        fixed["trainer_config"],
+        callbacks=callbacks,
+        logger=make_logger(save_dir=str(run_dir)) if make_logger else False,
+        default_root_dir=str(run_dir),
+        enable_checkpointing=bool(fixed["checkpoint_config"]),
+    )
+
+
+def restore_best(trainer: pl.Trainer, method: Method) -> None:
+    """Put back the best weights of a trainer that kept them by a monitored value; else leave the last ones."""
+    callback = trainer.checkpoint_callback
+    best = getattr(callback, "best_model_path", "")
+    if getattr(callback, "monitor", None) and best:
+        state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
+        method.load_state_dict(state, strict=True)
+
+
+def fit_posthoc(trainer: pl.Trainer, method: Method, data: OODDataModule) -> None:
+    """Fit what is fitted after training, every rank on its share of the split, without shuffling or augmentation."""
+    if method.posthoc_split is None:
+        return
+    device = trainer.strategy.root_device
+    method.to(device)
+    loader = data.plain_loader(
+        method.posthoc_split, device=device, rank=trainer.global_rank, world_size=trainer.world_size
+    )
+    method.fit_posthoc(loader)
