@@ -86,7 +86,10 @@ def test_only_allowed_classes_are_located(target: Any, own_only: bool, message: 
 
 
 def test_a_foreign_target_is_found_at_any_depth() -> None:
-    node = {**MODEL, "network": {**MODEL["network"], "layers": [{"_target_": "os.system", "command": "true"}]}}  # type: ignore[dict-item]
+    node = {
+        **MODEL,
+        "network": {**MODEL["network"], "layers": [{"_target_": "os.system", "command": "true"}]},
+    }  # type: ignore[dict-item]
     with pytest.raises(ConfigError, match=r"layers\[0\]\._target_: 'os.system' may not be built"):
         config.build(node, own_only=True)
 
@@ -151,6 +154,9 @@ def test_an_unknown_data_set_names_the_nearest(tmp_path: Path) -> None:
 
 
 def test_names_in_a_grid_are_inlined_too() -> None:
-    grid = {"ood_dataset": {"type": "choice", "options": ["a", "b"]}, "seed": {"type": "choice", "options": [1]}}
+    grid = {
+        "ood_dataset": {"type": "choice", "options": ["a", "b"]},
+        "seed": {"type": "choice", "options": [1]},
+    }
     assert config.grid_dataset_names(grid) == ["a", "b"]
     assert config.grid_dataset_names(None) == []

@@ -16,6 +16,9 @@ from uncertainty_est.errors import ConfigError, DataError, NotFittedError, Train
 
 USER_ERRORS = (ConfigError, DataError, NotFittedError, TrainingError)
 
+# What may stand before the first dot or equals sign of an override.
+NAMES = ("dataset", "model", "network", "trainer", "logger", "grid", "fixed", "seml", "slurm")
+
 
 @contextmanager
 def one_sentence_errors() -> Iterator[None]:
@@ -45,7 +48,9 @@ def explain(error: Exception) -> str:
     group_hit = re.match(r"Could not override '([^']+)'\. No match in the defaults list", message)
     key_hit = re.match(r"Could not override '([^']+)'", message)
     if group_hit:
-        return f"{group_hit[1]}: there is no such group{did_you_mean(group_hit[1], _known_groups())}"
+        return f"{group_hit[1]}: there is no such group or section{did_you_mean(group_hit[1], NAMES)}"
+    if key_hit and "." not in key_hit[1]:
+        return f"{key_hit[1]}: there is no such group or section{did_you_mean(key_hit[1], NAMES)}"
     if key_hit:
         return f"{key_hit[1]}: there is no such key{_nearest_key(key_hit[1], error)}"
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
@@ -54,17 +59,15 @@ def explain(error: Exception) -> str:
 
 
 def log_to_console(level: int = logging.INFO) -> None:
-    """Plain messages of this package on standard output."""
+    """Plain messages of this package on standard output, and only warnings of Lightning's."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("uncertainty_est")
     logger.setLevel(level)
     logger.handlers[:] = [handler]
     logger.propagate = False
-
-
-def _known_groups() -> list[str]:
-    return ["dataset", "source", "model", "network", "grid", "trainer", "logger", "fixed", "seml", "slurm"]
 
 
 def _nearest_key(key: str, error: Exception) -> str:

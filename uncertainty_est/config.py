@@ -164,7 +164,9 @@ def locate(target: Any, path: str = "", *, own_only: bool = False) -> Any:
     where = f"{path}._target_" if path else "_target_"
     allowed = (OWN_PACKAGE,) if own_only else TRUSTED_PACKAGES
     if not isinstance(target, str) or not any(target.startswith(f"{package}.") for package in allowed):
-        raise ConfigError(f"{where}: '{target}' may not be built; allowed are classes below {', '.join(allowed)}")
+        raise ConfigError(
+            f"{where}: '{target}' may not be built; allowed are classes below {', '.join(allowed)}"
+        )
     module_name, _, name = target.rpartition(".")
     try:
         module = importlib.import_module(module_name)

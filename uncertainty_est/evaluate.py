@@ -74,7 +74,9 @@ def with_sources(fixed: Mapping[str, Any], source_dir: Path) -> dict[str, Any]:
         ConfigError: an unknown data set, or one that the run was tuned or trained on.
     """
     # What the run saved wins: OmegaConf would merge our file under it, and the run must be judged as it was trained.
-    config = OmegaConf.create({"fixed": {key: fixed[key] for key in ("data_root", "data_shape", "split_seed")}})
+    config = OmegaConf.create(
+        {"fixed": {key: fixed[key] for key in ("data_root", "data_shape", "split_seed")}}
+    )
     new = [name for name in fixed["test_ood_datasets"] if name not in fixed["sources"]]
     inline_sources(config.fixed, source_dir, new)
     added = OmegaConf.to_container(config.fixed, resolve=True)
@@ -98,7 +100,11 @@ def summary(report: Report) -> str:
                 accuracy = report.clf[report.clf["Metric"] == "Accuracy"].set_index("Run")["Value"]
                 part.insert(1, "Accuracy", accuracy.reindex(part.index))
             text = part.to_string(float_format=lambda v: f"{v:.2f}")
-            lines += [f"{metric} of the headline score, percent (higher score = more in-distribution)", text, ""]
+            lines += [
+                f"{metric} of the headline score, percent (higher score = more in-distribution)",
+                text,
+                "",
+            ]
     elif len(report.clf):
         accuracy_rows: pd.DataFrame = report.clf[report.clf["Metric"] == "Accuracy"]
         lines += [accuracy_rows[["Run", "Metric", "Value"]].to_string(index=False), ""]

@@ -135,7 +135,9 @@ def check_ood_sets(fixed: Mapping[str, Any]) -> None:
                         f" trained on must not be one it is tested on, remove it from one of the two"
                     )
     if fixed["dataset"] in test:
-        raise ConfigError(f"fixed.test_ood_datasets: '{fixed['dataset']}' is the in-distribution set; remove it")
+        raise ConfigError(
+            f"fixed.test_ood_datasets: '{fixed['dataset']}' is the in-distribution set; remove it"
+        )
 
 
 def build_data(fixed: Mapping[str, Any], own_only: bool = False) -> OODDataModule:
@@ -209,7 +211,12 @@ def check_trainer(node: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: no such device, a combination that Lightning refuses, or bf16 on a GPU that has none.
     """
-    build(node, logger=False, enable_checkpointing=False)
+    trainer = build(node, logger=False, enable_checkpointing=False)
+    if trainer.strategy.root_device.type == "mps":
+        raise ConfigError(
+            "trainer_config.accelerator: Apple's GPUs have no float64, which scores and fits need;"
+            " choose trainer=cpu"
+        )
     wants_bf16 = str(node.get("precision", "")).startswith("bf16")
     if wants_bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise ConfigError("trainer_config.precision: this GPU has no bf16; choose trainer=gpu (32-bit)")

@@ -14,7 +14,10 @@ from uncertainty_est.errors import ConfigError
 GRIDS: list[dict[str, Any]] = [
     {"seed": {"type": "choice", "options": [3, 1, 2]}},
     {"model_config.lr": {"type": "loguniform", "min": 0.01, "max": 100, "num": 5}},
-    {"seed": {"type": "range", "min": 0, "max": 4, "step": 2}, "w": {"type": "uniform", "min": 0, "max": 1, "num": 3}},
+    {
+        "seed": {"type": "range", "min": 0, "max": 4, "step": 2},
+        "w": {"type": "uniform", "min": 0, "max": 1, "num": 3},
+    },
     {
         "a": {"type": "choice", "options": [1, 2], "zip_id": "z"},
         "b": {"type": "choice", "options": ["x", "y"], "zip_id": "z"},
@@ -57,5 +60,7 @@ def test_a_block_that_seml_refuses_is_a_config_error() -> None:
 
 
 def test_an_unknown_key_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"grid\.sed: there is no fixed\.sed to sweep; did you mean 'seed'\?"):
+    with pytest.raises(
+        ConfigError, match=r"grid\.sed: there is no fixed\.sed to sweep; did you mean 'seed'\?"
+    ):
         check_keys([{"sed": 1}], {"seed", "model_config.lr"})

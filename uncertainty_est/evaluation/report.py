@@ -151,7 +151,9 @@ def check_entries(folders: Sequence[Path], entries: Sequence[str]) -> None:
     known = sorted({key for config in configs for key in _leaves(config)})
     for entry in entries:
         if entry not in known:
-            raise ConfigError(f"--config-entries {entry}: no run has such a value{did_you_mean(entry, known)}")
+            raise ConfigError(
+                f"--config-entries {entry}: no run has such a value{did_you_mean(entry, known)}"
+            )
 
 
 def write_tables(report: Report, options: Options) -> None:
@@ -242,7 +244,9 @@ def _write_csv(path: Path, table: pd.DataFrame) -> None:
 def _leaves(node: Any, path: str = "") -> list[str]:
     if not isinstance(node, Mapping):
         return [path]
-    return [leaf for key, value in node.items() for leaf in _leaves(value, f"{path}.{key}" if path else str(key))]
+    return [
+        leaf for key, value in node.items() for leaf in _leaves(value, f"{path}.{key}" if path else str(key))
+    ]
 
 
 def _lookup(config: Mapping[str, Any], entry: str) -> Any:

@@ -106,7 +106,12 @@ def ood_table(
                 continue
             divergence = ood_calibration(data.probs)
             mean, half = _mean_and_half_width(divergence)
-            middle = {"OOD dataset": name, "Score": "OOD Calibration", "Metric": "KL from uniform", "Value": mean}
+            middle = {
+                "OOD dataset": name,
+                "Score": "OOD Calibration",
+                "Metric": "KL from uniform",
+                "Value": mean,
+            }
             rows.append(info._row(middle, ours(name, mean - half, mean + half, headline=False)))
     return pd.DataFrame(rows)
 

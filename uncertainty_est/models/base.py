@@ -109,6 +109,14 @@ class Method(pl.LightningModule, ABC):
             raise ConfigError(f"fixed.init_from: {type(self).__name__} takes one run, got {len(states)}")
         load_network(self, states[0], prefix="network.")
 
+    def keep_from_ddp(self, submodule: str) -> None:
+        """Spare the state of `submodule`, which training does not touch, from DDP's broadcast at every step."""
+        names = [f"{submodule}.{name}" for name in self.get_submodule(submodule).state_dict()]
+        self._ddp_params_and_buffers_to_ignore = [
+            *getattr(self, "_ddp_params_and_buffers_to_ignore", []),
+            *names,
+        ]
+
     # --------------------------------------------------------------------------------------------- reading a method
 
     def predict(self, x: Tensor) -> Prediction:

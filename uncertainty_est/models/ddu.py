@@ -29,7 +29,8 @@ class DDU(CEBaseline):
 
     Args:
         network: a residual network with ``layers`` = :class:`~uncertainty_est.networks.lipschitz.SpectralLayers`.
-        min_jitter: smallest number added to every covariance's diagonal; the smallest that works is searched from it.
+        min_jitter: smallest number added to every covariance's diagonal; the search for one that works starts there.
+            0 is the reference's; with fewer samples of a class than features, it leaves directions of nearly no variance.
     """
 
     posthoc_split = "train"
@@ -43,6 +44,7 @@ class DDU(CEBaseline):
     ) -> None:
         super().__init__(network, optimizer, scheduler)
         self.density = ClassGaussians(network.head.out_features, network.feature_dim, min_jitter)
+        self.keep_from_ddp("density")
 
     def fit_posthoc(self, loader: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Fit the class Gaussians by streaming sufficient statistics, merged over DDP ranks: one pass, exact."""

@@ -1,0 +1,119 @@
+"""What several test files share: composing configurations, small data, and each method trained once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from sklearn.datasets import load_digits
+
+from uncertainty_est import checkpoints
+from uncertainty_est.data.sources.synthetic import Gaussian2D
+from uncertainty_est.launch import points_of
+from uncertainty_est.run import run
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
+DATASETS = sorted(path.stem for path in (CONFIGS / "dataset").glob("*.yaml"))
+
+torch.set_num_threads(
+    1
+)  # small tensors: threads cost more than they give, and rounding stays the same everywhere
+
+
+def compose_points(*overrides: str) -> list[dict[str, Any]]:
+    """The resolved, validated points that a command line asks for."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("config", overrides=list(overrides))
+    return points_of(config, CONFIGS / "source")
+
+
+def real_data() -> Path:
+    """Folder of the developers' real data sets; skips the test where it is absent."""
+    folder = Path(os.environ.get("UNCERTAINTY_EST_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("the developers' real data are not here (set UNCERTAINTY_EST_TEST_DATA)")
+    return folder
+
+
+def quick_overrides(model: str, data_root: Path, output_folder: Path) -> list[str]:
+    """A composition of `model` that trains in seconds, with the ``between`` set of `small_data` as its OOD set."""
+    kind = ["dataset=gaussian2d"] if model.startswith("fc_") else ["dataset=digits", "network=wrn_10_1"]
+    return [
+        *kind,
+        f"model={model}",
+        "trainer=cpu",
+        "logger=csv",
+        f"fixed.data_root={data_root}",
+        f"fixed.output_folder={output_folder}",
+        "fixed.test_ood_datasets=[between]",
+        "fixed.trainer_config.max_epochs=6",
+        "fixed.trainer_config.enable_progress_bar=false",
+    ]
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Data root by kind (``fc`` or ``img``) with ``between.npz``: means of two inputs of different classes.
+
+    Whatever a score rests on, such inputs are less in-distribution than data: they are ambiguous, and lie in the gaps.
+    """
+    folders: dict[str, Path] = {}
+
+    def root(kind: str) -> Path:
+        if kind not in folders:
+            rng = np.random.default_rng(0)
+            folders[kind] = tmp_path_factory.mktemp(f"data-{kind}")
+            if kind == "fc":
+                split = Gaussian2D(shape=[2]).split("train")
+                x, y = split.x.numpy().astype(np.float64), split.y.numpy()
+            else:
+                digits = load_digits()
+                x, y = digits.images * 255 / 16, digits.target
+            first, second = rng.integers(len(x), size=(2, 2000))
+            pair = y[first] != y[second]
+            mixed = (x[first[pair]] + x[second[pair]]) / 2
+            mixed = mixed.astype(np.float32 if kind == "fc" else np.uint8)
+            labels = np.zeros(len(mixed), np.int64)
+            np.savez(
+                folders[kind] / "between.npz", x_train=mixed, y_train=labels, x_test=mixed, y_test=labels
+            )
+        return folders[kind]
+
+    return root
+
+
+@dataclass
+class Trained:
+    """A method that was trained for a few epochs, and loaded again."""
+
+    model: str
+    fixed: dict[str, Any]
+    results: dict[str, Any]
+    run: checkpoints.Run
+
+
+@pytest.fixture(scope="session")
+def trained(
+    small_data: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Trained]:
+    """Trains a model configuration the first time it is asked for, and hands out the same run afterwards."""
+    runs: dict[str, Trained] = {}
+
+    def get(model: str) -> Trained:
+        if model not in runs:
+            out = tmp_path_factory.mktemp(model)
+            (fixed,) = compose_points(*quick_overrides(model, small_data(model.split("_")[0]), out))
+            results = run(**fixed)
+            runs[model] = Trained(model, fixed, results, checkpoints.load(Path(results["run_dir"]), run))
+        return runs[model]
+
+    return get

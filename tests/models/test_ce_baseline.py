@@ -1,0 +1,91 @@
+"""Cross-entropy classifier: loss, scores and their invariances, and what the base class promises."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from uncertainty_est.errors import ConfigError
+from uncertainty_est.models.base import scoring_mode
+from uncertainty_est.models.ce_baseline import CEBaseline
+from uncertainty_est.networks.fc import FC
+
+
+def test_loss_is_lse_minus_the_true_logit(network: FC, batch: tuple[Tensor, Tensor]) -> None:
+    x, y = batch
+    logits = network(x)
+    expected = (logits.logsumexp(-1) - logits[torch.arange(len(y)), y]).mean()
+    torch.testing.assert_close(CEBaseline(network).loss({"id": (x, y)})["ce"], expected)
+
+
+def test_gradient_with_respect_to_logits_is_softmax_minus_one_hot(
+    network: FC, batch: tuple[Tensor, Tensor]
+) -> None:
+    x, y = batch
+    CEBaseline(network).loss({"id": (x, y)})["ce"].backward()
+    probs = network(x).softmax(-1)
+    expected = (probs - nn.functional.one_hot(y, 4)).mean(0)
+    torch.testing.assert_close(network.head.bias.grad, expected)
+
+
+def test_scores_of_shifted_logits(network: FC, batch: tuple[Tensor, Tensor]) -> None:
+    x, _ = batch
+    method = CEBaseline(network)
+    before = method.get_ood_scores(x)
+    with torch.no_grad():
+        network.head.bias += 2.5  # every logit shifts by the same constant
+    after = method.get_ood_scores(x)
+    torch.testing.assert_close(after["max p(y|x)"], before["max p(y|x)"])
+    torch.testing.assert_close(after["Entropy"], before["Entropy"])
+    torch.testing.assert_close(after["p(x)"], before["p(x)"] + 2.5)
+
+
+def test_validation_and_prediction_agree(network: FC, batch: tuple[Tensor, Tensor]) -> None:
+    x, y = batch
+    method = CEBaseline(network)
+    with scoring_mode(method):
+        parts, probs = method.validate_batch({"id": (x, y)})
+        torch.testing.assert_close(parts["ce"], method.loss({"id": (x, y)})["ce"])
+    torch.testing.assert_close(probs, method.classify(x))
+
+
+def test_one_pass_yields_probabilities_and_all_scores(network: FC, batch: tuple[Tensor, Tensor]) -> None:
+    seen = []
+    network.head.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    CEBaseline(network).predict(batch[0])
+    assert seen == [40]
+
+
+def test_non_finite_scores_are_replaced(
+    network: FC, batch: tuple[Tensor, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    with torch.no_grad():
+        network.head.bias[0] = torch.inf
+    scores = CEBaseline(network).get_ood_scores(batch[0])
+    assert all(score.isfinite().all() for score in scores.values())
+    assert caplog.records, "a silent replacement would hide divergence"
+
+
+def test_scoring_mode_restores_after_an_error(network: FC) -> None:
+    network.train()
+    with pytest.raises(KeyError), scoring_mode(network):
+        assert not network.training
+        raise KeyError
+    assert all(m.training for m in network.modules())
+    assert torch.is_grad_enabled()
+
+
+def test_training_without_an_optimizer_is_a_config_error(network: FC) -> None:
+    with pytest.raises(ConfigError, match="optimizer"):
+        CEBaseline(network).configure_optimizers()
+
+
+def test_init_from_takes_every_weight(network: FC) -> None:
+    other = CEBaseline(FC(data_shape=[3], num_classes=4, hidden_dims=[16, 16]))
+    method = CEBaseline(network)
+    method.init_from([other.state_dict()])
+    for key, value in other.state_dict().items():
+        assert torch.equal(method.state_dict()[key], value)
+    with pytest.raises(ConfigError, match="no place for the run's weight 'members.0'"):
+        method.init_from([{**other.state_dict(), "members.0": torch.zeros(1)}])

@@ -1,0 +1,267 @@
+"""What is particular to each architecture: published sizes, shapes on the way, blocks computed by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from uncertainty_est.errors import ConfigError
+from uncertainty_est.networks.base import Network
+from uncertainty_est.networks.fc import FC
+from uncertainty_est.networks.layers import ACTIVATIONS, PooledShortcut, make_activation, strided
+from uncertainty_est.networks.lenet import LeNet
+from uncertainty_est.networks.resnet import ResNet
+from uncertainty_est.networks.vgg import VGG16
+from uncertainty_est.networks.wide_resnet import WideResNet
+
+CIFAR = [3, 32, 32]
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+# Sums over the papers' layer tables, for ten classes; the first three are the 36.5, 11.0 and 2.7 million that the
+# paper on wide networks reports.
+@pytest.mark.parametrize(
+    ("make", "parameters", "feature_dim"),
+    [
+        (lambda: WideResNet(CIFAR, 10, 28, 10), 36_479_194, 640),
+        (lambda: WideResNet(CIFAR, 10, 16, 8), 10_961_370, 512),
+        (lambda: WideResNet(CIFAR, 10, 16, 4), 2_748_890, 256),
+        (lambda: WideResNet(CIFAR, 10, 10, 1), 77_850, 64),
+        (lambda: ResNet(CIFAR, 10, 18), 11_173_962, 512),
+        (lambda: ResNet(CIFAR, 10, 34), 21_282_122, 512),
+        (lambda: ResNet(CIFAR, 10, 50), 23_520_842, 2048),
+        (lambda: VGG16(CIFAR, 10), 14_728_266, 512),
+        (lambda: LeNet([1, 28, 28], 10), 61_706, 84),
+        (lambda: FC([18], 7), 19 * 100 + 4 * 101 * 100 + 101 * 7, 100),
+        (lambda: FC([2], 2, [128] * 4, residual=True), 3 * 128 + 4 * 129 * 128 + 129 * 2, 128),
+    ],
+)
+def test_published_sizes(make: Callable[[], Any], parameters: int, feature_dim: int) -> None:
+    with torch.device("meta"):
+        network = make()
+    assert count(network) == parameters
+    assert network.feature_dim == feature_dim
+
+
+@pytest.mark.parametrize(("depth", "factor"), [(10, 1), (16, 4), (28, 10)])
+def test_size_of_a_wide_network_follows_from_depth_and_factor(depth: int, factor: int) -> None:
+    n = (depth - 4) // 6
+    total, c = 27 * 16, 16
+    for out in (16 * factor, 32 * factor, 64 * factor):
+        shortcut = c * out if c != out or out > 16 * factor else 0
+        total += 2 * c + 2 * out + 9 * c * out + 9 * out * out + shortcut
+        total += (n - 1) * (4 * out + 18 * out * out)
+        c = out
+    with torch.device("meta"):
+        assert count(WideResNet(CIFAR, 10, depth, factor)) == total + 2 * c + 10 * c + 10
+
+
+# ------------------------------------------------------------------------------------------------ shortcut
+
+
+def test_pooled_shortcut_has_no_weights_and_preserves_channel_means() -> None:
+    shortcut = PooledShortcut(3, 5, 2, (8, 6))
+    x = torch.randn(4, 3, 8, 6, dtype=torch.float64)
+    y = shortcut(x)
+    assert not list(shortcut.parameters()) and not list(shortcut.buffers())
+    assert y.shape == (4, 5, 4, 3)
+    torch.testing.assert_close(y[:, :3].mean((2, 3)), x.mean((2, 3)))
+    assert (y[:, 3:] == 0).all()
+
+
+def test_pooled_shortcut_subsamples_odd_sizes() -> None:
+    x = torch.randn(2, 3, 7, 8)
+    y = PooledShortcut(3, 3, 2, (7, 8))(x)
+    torch.testing.assert_close(y, (x[:, :, ::2, 0::2] + x[:, :, ::2, 1::2]) / 2)
+
+
+def test_pooled_shortcut_at_stride_one_only_pads() -> None:
+    x = torch.randn(2, 3, 5, 5)
+    assert torch.equal(PooledShortcut(3, 4, 1, (5, 5))(x)[:, :3], x)
+
+
+def test_pooled_shortcut_cannot_drop_channels() -> None:
+    with pytest.raises(ValueError, match="out_channels must be at least in_channels, 4, got 3"):
+        PooledShortcut(4, 3, 1, (8, 8))
+
+
+@pytest.mark.parametrize("size", [(7, 7), (8, 8), (1, 4)])
+def test_strided_is_the_size_after_a_padded_convolution(size: tuple[int, int]) -> None:
+    x = torch.zeros(1, 1, *size)
+    assert F.conv2d(x, torch.zeros(1, 1, 3, 3), stride=2, padding=1).shape[2:] == strided(size, 2)
+    assert F.conv2d(x, torch.zeros(1, 1, 1, 1), stride=2).shape[2:] == strided(size, 2)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda m: ResNet(CIFAR, 10, mod=m), lambda m: WideResNet(CIFAR, 10, 16, 2, mod=m)]
+)
+def test_mod_replaces_the_learned_shortcuts(make: Callable[[bool], Any]) -> None:
+    def learned(network: Network) -> int:
+        return sum(isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) for m in network.modules())
+
+    with torch.device("meta"):
+        plain, mod = make(False), make(True)
+    assert learned(plain) == 3
+    assert learned(mod) == 0
+    assert sum(isinstance(m, PooledShortcut) for m in mod.modules()) == 3
+
+
+# ---------------------------------------------------------------------------------------------- activations
+
+
+def test_mod_replaces_relu_only() -> None:
+    x = torch.linspace(-2, 2, 9)
+    for name in ACTIVATIONS:
+        expected = "leaky_relu" if name == "relu" else name
+        assert torch.equal(make_activation(name, mod=True)(x), make_activation(expected)(x))
+    assert make_activation("leaky_relu", negative_slope=0.2)(torch.tensor(-1.0)) == pytest.approx(-0.2)
+    assert make_activation("relu")(torch.tensor(-1.0)) == 0
+
+
+def test_an_unknown_activation_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"activation must be one of 'relu', .*, got 'rleu'"):
+        make_activation("rleu")
+
+
+# ------------------------------------------------------------------------------------------------------- fc
+
+
+def test_plain_fc_by_hand() -> None:
+    network: Any = FC([2, 3], 4, [5, 7], activation="leaky_relu", negative_slope=0.2)
+    first, second = network.blocks[0][0], network.blocks[1][0]
+    x = torch.randn(8, 2, 3)
+    h = F.leaky_relu(second(F.leaky_relu(first(x.flatten(1)), 0.2)), 0.2)
+    torch.testing.assert_close(network(x), network.head(h))
+
+
+def test_residual_fc_by_hand() -> None:
+    network: Any = FC([2], 4, [5, 5], activation="relu", residual=True, mod=True)
+    x = torch.randn(8, 2)
+    h = network.stem(x)
+    for block in network.blocks:
+        h = h + F.leaky_relu(block[0](h), 0.01)
+    torch.testing.assert_close(network.features(x), h)
+
+
+def test_fc_normalises_before_the_activation() -> None:
+    network: Any = FC([2], 4, [5], activation="relu", batch_norm=True)
+    x = torch.randn(64, 2) * 3 + 1
+    linear = network.blocks[0][0]
+    z = linear(x)
+    assert linear.bias is None  # the normalisation has one
+    standardised = (z - z.mean(0)) / (z.var(0, unbiased=False) + 1e-5).sqrt()
+    torch.testing.assert_close(network.features(x), standardised.relu())
+
+
+def test_fc_without_hidden_layers_is_linear() -> None:
+    network = FC([2, 2], 3, [])
+    x = torch.randn(5, 2, 2)
+    assert torch.equal(network.features(x), x.flatten(1))
+
+
+@pytest.mark.parametrize("widths", [[128, 64], []])
+def test_residual_fc_needs_equal_widths(widths: list[int]) -> None:
+    with pytest.raises(ValueError, match="hidden_dims must be equal widths with residual=True, got"):
+        FC([2], 2, widths, residual=True)
+
+
+@pytest.mark.parametrize("shape", [[], [0]])
+def test_fc_refuses_an_empty_input(shape: list[int]) -> None:
+    with pytest.raises(ConfigError, match="network fc needs inputs of at least one number, got data_shape"):
+        FC(shape, 2)
+
+
+# --------------------------------------------------------------------------------------------------- images
+
+
+@pytest.mark.parametrize(("size", "maps"), [((28, 28), (5, 5)), ((12, 12), (1, 1)), ((32, 13), (6, 1))])
+def test_lenet_adapts_to_the_image(size: tuple[int, int], maps: tuple[int, int]) -> None:
+    network = LeNet([1, *size], 10)
+    assert network(torch.randn(2, 1, *size)).shape == (2, 10)
+    assert [m.in_features for m in network.modules() if isinstance(m, nn.Linear)][0] == 16 * math.prod(maps)
+
+
+def test_lenet_features_are_rectified() -> None:
+    x = torch.randn(4, 1, 12, 12)
+    assert (LeNet([1, 12, 12], 10).features(x) >= 0).all()
+    assert (LeNet([1, 12, 12], 10, mod=True).features(x) < 0).any()
+
+
+def test_a_wide_block_adds_to_its_raw_input_and_without_norms_to_its_activated_input() -> None:
+    h = torch.randn(2, 16, 8, 8)
+    for norm, expected in (("batch", h), ("none", h.relu())):
+        block: Any = WideResNet([1, 8, 8], 10, 10, 1, norm=norm).blocks[0]
+        last = block.body[-1]
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+        torch.testing.assert_close(block(h), expected)
+
+
+def test_wide_network_without_norms_couples_no_samples() -> None:
+    network = WideResNet(
+        [1, 8, 8], 10, 10, 2, norm="none", activation="leaky_relu", negative_slope=0.2
+    ).train()
+    assert not list(network.buffers())
+    assert all(
+        m.bias is not None and (m.bias == 0).all() for m in network.modules() if isinstance(m, nn.Conv2d)
+    )
+    x = torch.randn(4, 1, 8, 8)
+    torch.testing.assert_close(network(x)[:1], network(x[:1]), rtol=1e-4, atol=1e-5)
+
+
+def test_wide_network_starts_from_the_stated_distributions() -> None:
+    torch.manual_seed(0)
+    for norm in ("batch", "none"):
+        network = WideResNet([1, 8, 8], 10, 10, 4, norm=norm)
+        block: Any = network.blocks[-1]
+        weight = block.body[-1].weight
+        # 256 channels in and out: both have variance 2 / (9 * 256); kurtosis 3 is normal's, 1.8 uniform's.
+        assert weight.std().item() == pytest.approx((2 / 2304) ** 0.5, rel=0.01)
+        kurtosis = (weight**4).mean() / weight.var() ** 2
+        assert kurtosis.item() == pytest.approx(3.0 if norm == "batch" else 1.8, abs=0.05)
+
+
+def test_batch_norm_momentum_is_passed_on() -> None:
+    network = WideResNet([1, 8, 8], 10, 10, 1, bn_momentum=0.01)
+    momenta = {m.momentum for m in network.modules() if isinstance(m, nn.BatchNorm2d)}
+    assert momenta == {0.01}
+
+
+@pytest.mark.parametrize("make", [lambda: ResNet(CIFAR, 10), lambda: WideResNet(CIFAR, 10, 16, 2)])
+def test_residual_networks_end_at_the_published_resolution(make: Callable[[], Any]) -> None:
+    network = make().eval()
+    sizes: list[tuple[int, ...]] = []
+    for block in network.blocks:
+        block.register_forward_hook(lambda _, __, out: sizes.append(tuple(out.shape[2:])))
+    network(torch.randn(1, *CIFAR))
+    expected = [32, 32, 16, 16, 8, 8, 4, 4] if isinstance(network, ResNet) else [32, 32, 16, 16, 8, 8]
+    assert sizes == [(n, n) for n in expected]
+
+
+@pytest.mark.parametrize("depth", [9, 4, 15])
+def test_an_impossible_depth_is_refused(depth: int) -> None:
+    with pytest.raises(
+        ValueError, match=rf"depth must be one of 10, 16, 22, 28, ... \(6n \+ 4\), got {depth}"
+    ):
+        WideResNet(CIFAR, 10, depth)
+    with pytest.raises(ValueError, match=f"depth must be one of 18, 34, 50, got {depth}"):
+        ResNet(CIFAR, 10, depth)
+
+
+def test_an_unknown_norm_is_refused() -> None:
+    with pytest.raises(ValueError, match="norm must be 'batch' or 'none', got 'layer'"):
+        WideResNet(CIFAR, 10, norm="layer")

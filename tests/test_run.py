@@ -1,0 +1,184 @@
+"""One run: reproducible, never written over, rebuilt from its folder, the same with one process and with two."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tests.conftest import ROOT, Trained, compose_points, quick_overrides
+from uncertainty_est import checkpoints
+from uncertainty_est.launch import run_points
+from uncertainty_est.run import run
+
+Get = Callable[[str], Trained]
+Data = Callable[[str], Path]
+
+
+def start(model: str, small_data: Data, out: Path, *more: str) -> list[dict]:  # type: ignore[type-arg]
+    overrides = quick_overrides(model, small_data(model.split("_")[0]), out)
+    return run_points(compose_points(*overrides, *more))
+
+
+def weights(run_dir: str | Path) -> dict[str, torch.Tensor]:
+    return checkpoints.read_weights(Path(run_dir))
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("model", ["img_ddu", "fc_ddu"])
+def test_the_seed_decides_the_weights(model: str, small_data: Data, tmp_path: Path) -> None:
+    quick = "fixed.trainer_config.max_epochs=1"
+    (first,) = start(model, small_data, tmp_path, quick, "fixed.seed=5")
+    (second,) = start(model, small_data, tmp_path, quick, "fixed.seed=5")
+    (other,) = start(model, small_data, tmp_path, quick, "fixed.seed=6")
+    assert first["run_dir"] != second["run_dir"], "a run folder is never written over"
+    assert equal(weights(first["run_dir"]), weights(second["run_dir"]))
+    assert not equal(weights(first["run_dir"]), weights(other["run_dir"]))
+    splits = [np.load(Path(r["run_dir"]) / "splits.npz") for r in (first, other)]
+    assert all(np.array_equal(splits[0][name], splits[1][name]) for name in splits[0].files)
+
+
+def test_a_grid_runs_its_points_one_after_another(small_data: Data, tmp_path: Path) -> None:
+    quick = "fixed.trainer_config.max_epochs=1"
+    results = start("fc_ce_baseline", small_data, tmp_path, quick, "grid=seed", "grid.seed.options=[3,4]")
+    assert [Path(r["run_dir"]).name for r in results] == [
+        f"fc_ce_baseline-gaussian2d-seed{s}" for s in (3, 4)
+    ]
+
+
+def test_the_saved_configuration_alone_rebuilds_the_run(trained: Get, tmp_path: Path) -> None:
+    """The file is plain YAML without interpolations, and `run` takes it as it is."""
+    text = (trained("fc_ce_baseline").run.path / "config.yaml").read_text()
+    assert "${" not in text
+    fixed = yaml.safe_load(text)
+    fixed["output_folder"] = str(tmp_path)
+    again = run(**fixed)
+    assert equal(weights(again["run_dir"]), weights(trained("fc_ce_baseline").run.path))
+
+
+def test_a_finished_classifier_becomes_a_ddu_without_training(
+    trained: Get, small_data: Data, tmp_path: Path
+) -> None:
+    start_from = trained("fc_ce_baseline").run.path
+    network = ("network=fc", "fixed.model_config.network.layers=null", "fixed.model_config.network.mod=false")
+    more = (f"fixed.init_from={start_from}", "fixed.trainer_config.max_epochs=0")
+    (result,) = start("fc_ddu", small_data, tmp_path, *network, *more)
+    before, after = weights(start_from), weights(result["run_dir"])
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert after["density.fitted"]
+    # The same weights after a trip through an ill-timed training step would differ; so would another classifier.
+    accuracy = trained("fc_ce_baseline").results["classification"]["Accuracy"]
+    assert result["classification"]["Accuracy"] == accuracy
+
+
+def test_finished_classifiers_become_an_ensemble(small_data: Data, tmp_path: Path) -> None:
+    quick = "fixed.trainer_config.max_epochs=1"
+    singles = start("fc_ce_baseline", small_data, tmp_path, quick, "grid=seed", "grid.seed.options=[1,2]")
+    folders = ",".join(result["run_dir"] for result in singles)
+    more = (
+        f"fixed.init_from=[{folders}]",
+        "fixed.model_config.num_members=2",
+        "fixed.trainer_config.max_epochs=0",
+    )
+    (result,) = start("fc_deep_ensemble", small_data, tmp_path, *more)
+    state = weights(result["run_dir"])
+    for k, single in enumerate(singles):
+        for key, value in weights(single["run_dir"]).items():
+            assert torch.equal(state[key.replace("network.", f"members.{k}.")], value)
+
+
+def test_the_best_weights_are_kept(small_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a validation accuracy that peaks in the second epoch, the run's weights are those of that epoch."""
+    from uncertainty_est.models.ce_baseline import CEBaseline
+
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def on_validation_epoch_end(self: CEBaseline) -> None:
+        seen.append({key: value.clone() for key, value in self.state_dict().items()})
+        self.log("val/acc_", 0.0)
+
+    def validate_batch(self: CEBaseline, batch: dict) -> tuple:  # type: ignore[type-arg]
+        x, y = batch["id"]
+        right = self.current_epoch == 1
+        probs = torch.nn.functional.one_hot(y if right else (y + 1) % 3, 3).float()
+        return {"ce": torch.zeros(())}, probs
+
+    monkeypatch.setattr(CEBaseline, "on_validation_epoch_end", on_validation_epoch_end)
+    monkeypatch.setattr(CEBaseline, "validate_batch", validate_batch)
+    (result,) = start("fc_ce_baseline", small_data, tmp_path, "fixed.trainer_config.max_epochs=4")
+    assert len(seen) == 4
+    assert equal(weights(result["run_dir"]), seen[1])
+
+
+def test_val_ood_is_logged_and_selects(small_data: Data, tmp_path: Path) -> None:
+    (result,) = start(
+        "fc_ce_baseline",
+        small_data,
+        tmp_path,
+        "fixed.val_ood_datasets=[anomalous_gaussian2d]",
+        "fixed.checkpoint_config.monitor=val/ood",
+        "fixed.trainer_config.max_epochs=2",
+    )
+    log = (Path(result["run_dir"]) / "logs" / "metrics.csv").read_text()
+    assert "val/ood" in log.splitlines()[0]
+
+
+def command_line(out: Path, data_root: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    overrides = [o for o in quick_overrides("fc_ddu", data_root, out) if not o.startswith("trainer=")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("LOCAL_RANK", None)
+    return subprocess.run(
+        [sys.executable, "train_local.py", *overrides, *more],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_fit_the_same_density_as_one(small_data: Data, tmp_path: Path) -> None:
+    """Same weights in, no training: means, covariances and results must not depend on the number of processes."""
+    data_root = small_data("fc")
+    first = command_line(tmp_path, data_root, "trainer=cpu", "fixed.trainer_config.max_epochs=1")
+    assert first.returncode == 0, first.stderr
+    single = tmp_path / "fc_ddu-gaussian2d-seed1"
+    # A run of the plain classifier is what init_from takes: the DDU's own fitted state is fitted anew.
+    state = torch.load(single / "checkpoint.pt", weights_only=True)
+    state["state_dict"] = {k: v for k, v in state["state_dict"].items() if k.startswith("network.")}
+    torch.save(state, single / "checkpoint.pt")
+    more = (f"fixed.init_from={single}", "fixed.trainer_config.max_epochs=0")
+    results = {}
+    for trainer in ("cpu", "ddp_cpu"):
+        done = command_line(tmp_path / trainer, data_root, f"trainer={trainer}", *more)
+        assert done.returncode == 0, done.stderr
+        (folder,) = (tmp_path / trainer).iterdir()
+        results[trainer] = (weights(folder), json.loads((folder / "results.json").read_text()))
+    one, two = results["cpu"], results["ddp_cpu"]
+    for key, value in one[0].items():
+        torch.testing.assert_close(
+            two[0][key], value, rtol=1e-9, atol=1e-12, msg=lambda m, k=key: f"{k}: {m}"
+        )
+    assert two[1]["classification"] == pytest.approx(one[1]["classification"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_train(small_data: Data, tmp_path: Path) -> None:
+    done = command_line(tmp_path, small_data("fc"), "trainer=ddp_cpu", "fixed.trainer_config.max_epochs=4")
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.iterdir()
+    results = json.loads((folder / "results.json").read_text())
+    assert results["classification"]["Accuracy"] > 95

@@ -1,0 +1,182 @@
+"""What a data set is to everything else: three disjoint splits of tensors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from uncertainty_est.errors import DataError
+
+SplitName = Literal["train", "val", "test"]
+Part = Literal["train", "test", "all"]
+SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a data set, N items in memory.
+
+    Attributes:
+        x: ``[N, C, H, W]`` uint8 images, ``[N, D]`` float32 tables, or float32 that is already the
+            network's input.
+        y: ``[N]`` int64 labels, -1 where the data set has none.
+        indices: ``[N]`` int64 position of each item in the data set's own file.
+        part: which of the data set's own files `indices` refers to; ``"all"`` where there is only one.
+    """
+
+    x: Tensor
+    y: Tensor
+    indices: Tensor
+    part: Part
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+class Source(ABC):
+    """A data set, in- or out-of-distribution.
+
+    Attributes:
+        name: what messages call it.
+        shape: shape of one item, ``(C, H, W)`` or ``(D,)``.
+        space: ``"raw"`` items go through the transform of the in-distribution set, ``"network"`` items are
+            fed to the network as they are.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    space: Literal["raw", "network"] = "raw"
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Download what is missing and check, cheaply, that the data set can be had.
+
+        Raises:
+            DataError: it cannot.
+        """
+
+    @abstractmethod
+    def split(self, name: SplitName) -> Split:
+        """The items of one split; no item is in two of them.
+
+        Raises:
+            DataError: the data set is missing, unreadable, or cannot be given the shape asked for.
+        """
+
+
+class PartitionedSource(Source):
+    """A data set that comes as one or two files, or is generated whole, and is cut into three splits here.
+
+    With an official test part, that part is the test split and validation is cut from the training part.
+    Otherwise all three are cut from the whole. The cut is one permutation that depends on `split_seed`
+    only: training first, then validation, then test.
+
+    Args:
+        name: what messages call the data set.
+        shape: shape of one item.
+        split_seed: seed of the permutation.
+        val_fraction: of the training part (of the whole, where there is no official test part).
+        test_fraction: of the whole; ``None`` says that there is an official test part.
+        classes: keep the items of these classes, relabelled 0, 1, ... in this order; ``None`` keeps all.
+        max_items: keep a random subset of each split, of this size at most; ``None`` keeps all.
+
+    Raises:
+        ValueError: fractions outside [0, 1] or with a sum above 1, or `max_items` below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        shape: Sequence[int],
+        split_seed: int,
+        val_fraction: float,
+        test_fraction: float | None,
+        classes: Sequence[int] | None,
+        max_items: int | None,
+    ) -> None:
+        if not 0 <= val_fraction <= 1:
+            raise ValueError(f"val_fraction must lie in [0, 1], got {val_fraction}")
+        if test_fraction is not None and not (
+            test_fraction >= 0 and val_fraction + test_fraction <= 1 + 1e-9
+        ):
+            raise ValueError(
+                f"test_fraction must lie in [0, 1 - val_fraction], got {test_fraction} with val_fraction"
+                f" {val_fraction}"
+            )
+        if max_items is not None and max_items < 1:
+            raise ValueError(f"max_items must be at least 1, got {max_items}")
+        self.name = name
+        self.shape = tuple(int(size) for size in shape)
+        self.split_seed = split_seed
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.classes = None if classes is None else [int(c) for c in classes]
+        self.max_items = max_items
+        self._parts: dict[Part, tuple[Tensor, Tensor]] = {}
+
+    @abstractmethod
+    def load(self, part: Part) -> tuple[Tensor, Tensor]:
+        """All items ``[N, *shape]`` and labels ``[N]`` int64 of one part, in the file's order.
+
+        Raises:
+            DataError: it cannot be read or given the shape.
+        """
+
+    def prepare(self) -> None:
+        """Load it: what comes without files is small, and loading tells whether the shape can be made."""
+        if self.test_fraction is not None:
+            self.load_once("all")
+
+    def load_once(self, part: Part) -> tuple[Tensor, Tensor]:
+        """Like :meth:`load`, but a part that was loaded before is not read again."""
+        if part not in self._parts:
+            self._parts[part] = self.load(part)
+        return self._parts[part]
+
+    def split(self, name: SplitName) -> Split:
+        if name not in SPLIT_NAMES:
+            raise ValueError(f"split must be 'train', 'val' or 'test', got '{name}'")
+        part: Part = "all" if self.test_fraction is not None else "test" if name == "test" else "train"
+        x, y = self.load_once(part)
+        rows = torch.from_numpy(self._rows(name, part, y.numpy()))
+        labels = y[rows]
+        if self.classes is not None:
+            new_label = torch.full((int(y.max()) + 1,), -1)
+            new_label[torch.tensor(self.classes)] = torch.arange(len(self.classes))
+            labels = new_label[labels]
+        return Split(x[rows], labels, rows, part)
+
+    def _rows(self, name: SplitName, part: Part, y: np.ndarray) -> np.ndarray:
+        """Positions in `part` of the items of a split, `[N]` int64."""
+        rows = np.arange(len(y))
+        if self.classes is not None:
+            absent = sorted(set(self.classes) - set(y.tolist()))
+            if absent:
+                raise DataError(
+                    f"{self.name}: its {part} part has no items of the classes {absent}; change 'classes'"
+                )
+            rows = rows[np.isin(y, self.classes)]
+        if part != "test":
+            rows = rows[np.random.default_rng(self.split_seed).permutation(len(rows))]
+            test_fraction = self.test_fraction or 0.0
+            stop_train = round(len(rows) * (1 - self.val_fraction - test_fraction))
+            stop_val = round(len(rows) * (1 - test_fraction))
+            bounds = {"train": (0, stop_train), "val": (stop_train, stop_val), "test": (stop_val, len(rows))}
+            rows = rows[slice(*bounds[name])]
+        if not len(rows):
+            raise DataError(
+                f"{self.name}: its {name} split is empty (val_fraction {self.val_fraction}, test_fraction"
+                f" {self.test_fraction}, {len(y)} items in its {part} part); change the fractions or use"
+                " another split"
+            )
+        if self.max_items is not None and self.max_items < len(rows):
+            rng = np.random.default_rng([self.split_seed, SPLIT_NAMES.index(name)])
+            rows = rows[np.sort(rng.permutation(len(rows))[: self.max_items])]
+        return rows

@@ -1,0 +1,136 @@
+"""Sets that are nothing but noise, and sets with the wrong scale.
+
+Every split has draws of its own, determined by `split_seed`, so that two passes see the same items.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from uncertainty_est.data.source import SPLIT_NAMES, Source, Split, SplitName
+from uncertainty_est.data.sources.shapes import check_image_shape
+from uncertainty_est.errors import DataError
+
+
+class NoiseSource(Source):
+    """Items drawn at random: images are raw uint8, tables are the network's input as they are.
+
+    Args:
+        name: what messages call it.
+        shape: ``(C, H, W)`` for images, ``(D,)`` for tables.
+        split_seed: with the split it determines the items.
+        n: number of items in each split.
+
+    Raises:
+        ValueError: `n` below 1.
+    """
+
+    def __init__(self, *, name: str, shape: Sequence[int], split_seed: int, n: int) -> None:
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        self.name = name
+        self.shape = tuple(int(size) for size in shape)
+        self.space = "raw" if self._is_image else "network"
+        self.split_seed = split_seed
+        self.n = n
+
+    @property
+    def _is_image(self) -> bool:
+        return len(self.shape) == 3
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """``[n, *shape]``, uint8 for images, else floats."""
+
+    def prepare(self) -> None:
+        if self._is_image:
+            check_image_shape(self.shape, self.name)
+        elif len(self.shape) != 1:
+            raise DataError(f"{self.name}: fixed.data_shape must have 1 or 3 entries, got {self.shape}")
+
+    def split(self, name: SplitName) -> Split:
+        self.prepare()
+        number = SPLIT_NAMES.index(name)
+        x = torch.from_numpy(self.draw(np.random.default_rng([self.split_seed, number])))
+        # Positions in one long stream of draws, of which each split has a stretch.
+        indices = torch.arange(number * self.n, (number + 1) * self.n)
+        return Split(x if self._is_image else x.float(), torch.full((self.n,), -1), indices, "all")
+
+
+class GaussianNoise(NoiseSource):
+    """Images: each value N(127.5, 60^2), as an integer. Tables: each feature N(0, 1).
+
+    Args:
+        clip: limit image values to 0..255; ``False`` lets them wrap around modulo 256, as a cast without a
+            check does.
+    """
+
+    def __init__(self, shape: Sequence[int], split_seed: int = 1, n: int = 10_000, clip: bool = True) -> None:
+        super().__init__(name="gaussian_noise", shape=shape, split_seed=split_seed, n=n)
+        self.clip = clip
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        x = rng.standard_normal((self.n, *self.shape), dtype=np.float32)
+        if not self._is_image:
+            return x
+        x *= 60
+        x += 127.5
+        if self.clip:
+            return np.rint(x.clip(0, 255, out=x), out=x).astype(np.uint8)
+        return x.astype(np.int16).astype(np.uint8)
+
+
+class UniformNoise(NoiseSource):
+    """Images: each value one of the integers 0..255. Tables: each feature U(-5, 5)."""
+
+    def __init__(self, shape: Sequence[int], split_seed: int = 1, n: int = 10_000) -> None:
+        super().__init__(name="uniform_noise", shape=shape, split_seed=split_seed, n=n)
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        size = (self.n, *self.shape)
+        return rng.integers(0, 256, size, dtype=np.uint8) if self._is_image else rng.uniform(-5, 5, size)
+
+
+class Constant(NoiseSource):
+    """One value for the whole item. Images: one of the integers 0..255. Tables: U(-5, 5)."""
+
+    def __init__(self, shape: Sequence[int], split_seed: int = 1, n: int = 10_000) -> None:
+        super().__init__(name="constant", shape=shape, split_seed=split_seed, n=n)
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        value = rng.integers(0, 256, self.n, dtype=np.uint8) if self._is_image else rng.uniform(-5, 5, self.n)
+        item_axes = tuple(range(1, len(self.shape) + 1))
+        return np.broadcast_to(np.expand_dims(value, item_axes), (self.n, *self.shape)).copy()
+
+
+class Unscaled(Source):
+    """Another set with values 255 times too large, far outside anything that training saw.
+
+    Images become the network's input with the values 0..255, neither scaled to [0, 1] nor normalised. The
+    features of a table are multiplied by 255 before the transform.
+
+    Args:
+        source: the set, with its own scale.
+
+    References:
+        Charpentier et al., Natural Posterior Network (ICLR 2022), arXiv:2105.04471, the "OODom" sets.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.name = f"{source.name}_unscaled"
+        self.shape = source.shape
+        self.space = "network" if len(source.shape) == 3 else source.space
+
+    def prepare(self) -> None:
+        self.source.prepare()
+
+    def split(self, name: SplitName) -> Split:
+        split = self.source.split(name)
+        x: Tensor = split.x.float() if len(self.shape) == 3 else split.x * 255
+        return Split(x, split.y, split.indices, split.part)

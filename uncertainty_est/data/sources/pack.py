@@ -1,0 +1,146 @@
+"""Data sets of one's own: a ``.npz`` file with ``x_train, y_train, x_test, y_test``."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from uncertainty_est.data.source import Part, PartitionedSource
+from uncertainty_est.data.sources.shapes import check_image_shape, fit_images, fit_table, to_nchw
+from uncertainty_est.errors import DataError
+
+_READ_ERRORS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+_LAYOUT = "a data set is a .npz file with x_train, y_train, x_test and y_test"
+
+
+class NpzPack(PartitionedSource):
+    """The file ``<root>/<name>.npz``: uint8 images ``[N, H, W(, C)]`` or float tables ``[N, D]``.
+
+    A file with only its test part serves as an OOD test set, and there ``y_test`` may be left out: labels
+    are then -1.
+
+    Args:
+        root: folder of the file.
+        name: its name without ``.npz``.
+        shape: ``(C, H, W)`` or ``(D,)``.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        name: str,
+        shape: Sequence[int],
+        split_seed: int = 1,
+        val_fraction: float = 0.1,
+        classes: Sequence[int] | None = None,
+        max_items: int | None = None,
+    ) -> None:
+        super().__init__(
+            name=name,
+            shape=shape,
+            split_seed=split_seed,
+            val_fraction=val_fraction,
+            test_fraction=None,
+            classes=classes,
+            max_items=max_items,
+        )
+        self.path = Path(root) / f"{name}.npz"
+
+    def prepare(self) -> None:
+        pack_parts(self.path)
+
+    def load(self, part: Part) -> tuple[Tensor, Tensor]:
+        if len(self.shape) == 1:
+            x, y = read_arrays(self.path, part)
+            if x.ndim != 2 or x.dtype.kind != "f":
+                raise DataError(
+                    f"{self.path}: x_{part} must be a table (N, D) of float32 to fit the shape {self.shape},"
+                    " got"
+                    f" {x.dtype} of shape {x.shape}"
+                )
+            return fit_table(x, self.shape, f"x_{part} of {self.path}"), y
+        check_image_shape(self.shape, self.name)
+        images, y = read_images(self.path, part)
+        return fit_images(images, self.shape, self.name), y
+
+
+def pack_parts(path: Path) -> list[str]:
+    """Which of ``"train"`` and ``"test"`` a file holds, read from its directory only.
+
+    Raises:
+        DataError: no such file, no ``.npz`` file, or it holds neither part.
+    """
+    with _open(path) as pack:
+        parts = [part for part in ("train", "test") if f"x_{part}" in pack.files]
+    if not parts:
+        raise DataError(f"{path}: holds neither x_train nor x_test; {_LAYOUT}")
+    return parts
+
+
+def read_images(path: Path, part: str) -> tuple[Tensor, Tensor]:
+    """Images ``[N, C, H, W]`` uint8 and labels ``[N]`` int64 of one part.
+
+    Raises:
+        DataError: a key is missing or what it holds is something else.
+    """
+    x, y = read_arrays(path, part)
+    if x.dtype != np.uint8 or not (x.ndim == 3 or (x.ndim == 4 and x.shape[-1] in (1, 3))):
+        raise DataError(
+            f"{path}: x_{part} must hold uint8 images (N, H, W) or (N, H, W, 1 or 3), got {x.dtype} of shape"
+            f" {x.shape}"
+        )
+    return to_nchw(x), y
+
+
+def read_arrays(path: Path, part: str) -> tuple[np.ndarray, Tensor]:
+    """The array ``x_<part>`` as it is and its labels ``[N]`` int64.
+
+    Raises:
+        DataError: a key is missing, the file is damaged, or labels are not N integers from 0.
+    """
+    with _open(path) as pack:
+        x = _read(pack, path, f"x_{part}")
+        if part == "test" and "y_test" not in pack.files:
+            return x, torch.full((len(x),), -1)
+        y = _read(pack, path, f"y_{part}")
+    if y.dtype.kind not in "iu" or y.ndim != 1:
+        raise DataError(
+            f"{path}: y_{part} must hold integers of shape (N,), got {y.dtype} of shape {y.shape}"
+        )
+    if len(y) != len(x):
+        raise DataError(f"{path}: y_{part} has {len(y)} labels for the {len(x)} rows of x_{part}")
+    if not len(y):
+        raise DataError(f"{path}: x_{part} has no rows; leave the key out or fill it")
+    if y.min() < 0:
+        raise DataError(f"{path}: y_{part} has the label {y.min()}; labels must be 0, 1, 2, ...")
+    return x, torch.from_numpy(y.astype(np.int64))
+
+
+def _open(path: Path) -> np.lib.npyio.NpzFile:
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file; {_LAYOUT}, put it there")
+    try:
+        pack = np.load(path, allow_pickle=False)
+    except _READ_ERRORS as error:
+        raise DataError(f"{path}: is damaged or no .npz file ({error}); write it again") from error
+    if not isinstance(pack, np.lib.npyio.NpzFile):
+        raise DataError(f"{path}: holds a single array; {_LAYOUT}")
+    return pack
+
+
+def _read(pack: np.lib.npyio.NpzFile, path: Path, key: str) -> np.ndarray:
+    if key not in pack.files:
+        raise DataError(f"{path}: has no '{key}' (it holds {', '.join(pack.files) or 'nothing'}); {_LAYOUT}")
+    try:
+        array = pack[key]
+    except _READ_ERRORS as error:
+        raise DataError(f"{path}: '{key}' cannot be read ({error}); write the file again") from error
+    if not array.ndim:
+        raise DataError(f"{path}: '{key}' holds a single number, not an array of items")
+    return array

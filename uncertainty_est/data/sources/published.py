@@ -1,0 +1,240 @@
+"""Published image data sets, downloaded and read by torchvision."""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import pickle
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image, read_file
+
+from uncertainty_est.data.source import Part, PartitionedSource
+from uncertainty_est.data.sources.pack import pack_parts, read_images
+from uncertainty_est.data.sources.shapes import check_image_shape, fit_images, to_nchw
+from uncertainty_est.errors import DataError
+
+log = logging.getLogger(__name__)
+
+# What torchvision lets through when a download fails or a file is damaged.
+_READ_ERRORS = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    EOFError,
+    AssertionError,
+    pickle.UnpicklingError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    http.client.HTTPException,
+)
+
+# An idx file of images without any image is its header alone.
+_HEADER_BYTES = 16
+
+
+@dataclass(frozen=True)
+class _Published:
+    """Where a published data set comes from and what torchvision needs to be told to read it.
+
+    Attributes:
+        page: the official page.
+        parts: for each part the arguments of the torchvision class, one mapping for each of its subsets.
+        files: for each part what must exist below the root folder.
+        pack: name of a ``.npz`` file that is used instead where it exists.
+        first_label: label of the first class in the files.
+        transposed: rows and columns are swapped in the files.
+    """
+
+    page: str
+    parts: Mapping[str, Sequence[Mapping[str, Any]]]
+    files: Mapping[str, Sequence[str]]
+    pack: str
+    first_label: int = 0
+    transposed: bool = False
+
+
+_TRAIN_FLAG = {"train": [{"train": True}], "test": [{"train": False}]}
+
+
+def _idx_files(folder: str, prefix: str = "", test: str = "t10k") -> dict[str, list[str]]:
+    return {
+        part: [f"{folder}/raw/{prefix}{stem}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
+        for part, stem in (("train", "train"), ("test", test))
+    }
+
+
+_PUBLISHED = {
+    "MNIST": _Published("http://yann.lecun.com/exdb/mnist/", _TRAIN_FLAG, _idx_files("MNIST"), "mnist"),
+    "FashionMNIST": _Published(
+        "https://github.com/zalandoresearch/fashion-mnist",
+        _TRAIN_FLAG,
+        _idx_files("FashionMNIST"),
+        "fashionmnist",
+    ),
+    "KMNIST": _Published("https://github.com/rois-codh/kmnist", _TRAIN_FLAG, _idx_files("KMNIST"), "kmnist"),
+    "EMNIST": _Published(
+        "https://www.nist.gov/itl/products-and-services/emnist-dataset",
+        {part: [{"split": "letters", "train": part == "train"}] for part in ("train", "test")},
+        _idx_files("EMNIST", prefix="emnist-letters-", test="test"),
+        "emnist_letters",
+        first_label=1,
+        transposed=True,
+    ),
+    "CIFAR10": _Published(
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
+        _TRAIN_FLAG,
+        {part: ["cifar-10-batches-py"] for part in ("train", "test")},
+        "cifar10",
+    ),
+    "CIFAR100": _Published(
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
+        _TRAIN_FLAG,
+        {part: ["cifar-100-python"] for part in ("train", "test")},
+        "cifar100",
+    ),
+    "SVHN": _Published(
+        "http://ufldl.stanford.edu/housenumbers/",
+        {part: [{"split": part}] for part in ("train", "test")},
+        {part: [f"{part}_32x32.mat"] for part in ("train", "test")},
+        "svhn",
+    ),
+    "DTD": _Published(
+        "https://www.robots.ox.ac.uk/~vgg/data/dtd/",
+        {"train": [{"split": "train"}, {"split": "val"}], "test": [{"split": "test"}]},
+        {part: ["dtd/dtd/images", "dtd/dtd/labels"] for part in ("train", "test")},
+        "textures",
+    ),
+}
+
+
+class TorchvisionImages(PartitionedSource):
+    """A published image data set, downloaded into `root` on first use.
+
+    A file ``<root>/<name>.npz`` with ``x_train, y_train, x_test, y_test`` is used instead where it exists.
+    EMNIST is its "letters" subset turned upright, with labels 0 to 25; DTD is its first partition, whose
+    training and validation subsets make the training part.
+
+    Args:
+        dataset: the torchvision class: MNIST, FashionMNIST, KMNIST, EMNIST, CIFAR10, CIFAR100, SVHN or DTD.
+        root: folder of the files, in torchvision's layout.
+        shape: ``(C, H, W)``.
+
+    Raises:
+        ValueError: an unknown `dataset`.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        root: str,
+        shape: Sequence[int],
+        split_seed: int = 1,
+        val_fraction: float = 0.1,
+        classes: Sequence[int] | None = None,
+        max_items: int | None = None,
+    ) -> None:
+        if dataset not in _PUBLISHED:
+            raise ValueError(f"dataset must be one of {', '.join(_PUBLISHED)}, got '{dataset}'")
+        super().__init__(
+            name=dataset,
+            shape=shape,
+            split_seed=split_seed,
+            val_fraction=val_fraction,
+            test_fraction=None,
+            classes=classes,
+            max_items=max_items,
+        )
+        self.root = Path(root)
+        self._published = _PUBLISHED[dataset]
+        self._pack = self.root / f"{self._published.pack}.npz"
+
+    def prepare(self) -> None:
+        """Download the data set, unless the files of a part are there already.
+
+        Raises:
+            DataError: they are not, and cannot be downloaded.
+        """
+        check_image_shape(self.shape, self.name)
+        if self._pack.is_file():
+            pack_parts(self._pack)
+        elif not any(self._has(part) for part in self._published.parts):
+            for part in self._published.parts:
+                self._open(part)
+
+    def load(self, part: Part) -> tuple[Tensor, Tensor]:
+        check_image_shape(self.shape, self.name)
+        if self._pack.is_file():
+            log.info("%s: the %s part is read from %s", self.name, part, self._pack)
+            x, y = read_images(self._pack, part)
+            return fit_images(x, self.shape, self.name), y
+        pieces = [self._read(subset, part) for subset in self._open(part)]
+        x, y = (torch.cat(tensors) for tensors in zip(*pieces, strict=True))
+        if self._published.transposed:
+            x = x.transpose(2, 3).contiguous()
+        return x, y - self._published.first_label
+
+    def _has(self, part: str) -> bool:
+        return all((self.root / file).exists() for file in self._published.files[part])
+
+    def _open(self, part: str) -> list[Any]:
+        """The torchvision data sets of a part, downloaded if need be."""
+        self._check_not_empty(part)
+        dataset_class = getattr(torchvision.datasets, self.name)
+        try:
+            return [
+                dataset_class(self.root, **arguments, download=True)
+                for arguments in self._published.parts[part]
+            ]
+        except _READ_ERRORS as error:
+            raise self._unreadable(part, error) from error
+
+    def _check_not_empty(self, part: str) -> None:
+        paths = [self.root / file for file in self._published.files[part]]
+        empty = [path for path in paths if path.is_file() and path.stat().st_size <= _HEADER_BYTES]
+        if empty:
+            raise DataError(
+                f"{self.name}: {empty[0]} holds 0 images, so there is no split from its {part} part"
+                f" (validation images come from the training part); get the complete file from"
+                f" {self._published.page}"
+            )
+
+    def _read(self, subset: Any, part: str) -> tuple[Tensor, Tensor]:
+        """Images ``[N, *shape]`` uint8 and labels ``[N]`` int64 of one torchvision data set."""
+        if isinstance(subset, torchvision.datasets.DTD):
+            return self._read_files(subset, part)
+        labels = subset.labels if isinstance(subset, torchvision.datasets.SVHN) else subset.targets
+        x = fit_images(to_nchw(subset.data), self.shape, self.name)
+        return x, torch.as_tensor(labels, dtype=torch.int64)
+
+    def _read_files(self, subset: Any, part: str) -> tuple[Tensor, Tensor]:
+        """Images of different sizes, one file each: only the fitted ones are in memory together."""
+        subset.loader = lambda path: decode_image(read_file(str(path)), ImageReadMode.RGB)
+        images, labels = [], []
+        try:
+            for number in range(len(subset)):
+                image, label = subset[number]
+                images.append(fit_images(image.unsqueeze(0), self.shape, self.name))
+                labels.append(label)
+        except _READ_ERRORS as error:
+            raise self._unreadable(part, error) from error
+        return torch.cat(images), torch.tensor(labels, dtype=torch.int64)
+
+    def _unreadable(self, part: str, error: BaseException) -> DataError:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        where = self.root / self._published.files[part][0]
+        return DataError(
+            f"{self.name}: its {part} part can neither be read below '{self.root}' nor downloaded ({reason});"
+            f" get it from {self._published.page} and put it where {where} is expected"
+        )

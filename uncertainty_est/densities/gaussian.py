@@ -1,0 +1,240 @@
+"""Class-conditional Gaussians with full covariances, fitted in one pass over the features."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, distributed, nn
+
+from uncertainty_est.errors import DataError, NotFittedError
+
+log = logging.getLogger(__name__)
+
+_JITTERS = tuple(10.0**k for k in range(-20, 0))
+# Numbers in one temporary of `log_prob`: 32 MB in float64, however many classes and inputs there are.
+_CHUNK = 2**22
+
+
+class GaussianStatistics:
+    r"""Streaming count, mean and centred scatter of the features of each class.
+
+    The scatter is :math:`S_c = \sum_i (z_i - \mu_c)(z_i - \mu_c)^\top`.
+    Two parts a, b of a class merge by
+
+    .. math:: \mu = \mu_a + \tfrac{n_b}{n} \delta, \quad
+        S = S_a + S_b + \tfrac{n_a n_b}{n} \delta \delta^\top, \quad \delta = \mu_b - \mu_a,
+
+    which, unlike second moments about zero, does not cancel where the mean is large against the spread. Up to
+    rounding, the result does not depend on how the samples were cut into batches or over processes.
+
+    References:
+        Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances",
+        Stanford report STAN-CS-79-773, 1979.
+
+    Attributes:
+        count: ``[C]`` int64.
+        mean: ``[C, D]`` float64.
+        scatter: ``[C, D, D]`` float64.
+    """
+
+    def __init__(self, num_classes: int, dim: int, device: torch.device | str | None = None) -> None:
+        self.count = torch.zeros(num_classes, dtype=torch.int64, device=device)
+        self.mean = torch.zeros(num_classes, dim, dtype=torch.float64, device=device)
+        self.scatter = torch.zeros(num_classes, dim, dim, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def update(self, z: Tensor, y: Tensor) -> None:
+        """Add features ``z: [B, D]`` of any floating type with labels ``y: [B]`` in ``0 … C-1``.
+
+        Raises:
+            ValueError: wrong shapes, features that are not finite, or labels out of range.
+        """
+        num_classes, dim = self.mean.shape
+        if z.ndim != 2 or z.shape[1] != dim or y.shape != z.shape[:1]:
+            raise ValueError(f"z must be [B, {dim}] and y [B], got {list(z.shape)} and {list(y.shape)}")
+        if len(z) == 0:
+            return
+        z, y = z.to(self.mean), y.to(self.count)
+        if not z.isfinite().all():
+            raise ValueError("features must be finite, got NaN or infinity: has the training diverged?")
+        low, high = torch.stack(y.aminmax()).tolist()
+        if low < 0 or high >= num_classes:
+            raise ValueError(f"labels must be in 0 … {num_classes - 1}, got {low if low < 0 else high}")
+        counts = torch.bincount(y, minlength=num_classes)
+        sizes, before = torch.stack([counts, self.count]).tolist()
+        for c, members in enumerate(z[y.argsort(stable=True)].split(sizes)):
+            if sizes[c]:
+                self._add(c, members, before[c])
+        self.count += counts
+
+    def _add(self, c: int, members: Tensor, before: int) -> None:
+        """Merge the n samples ``members: [n, D]`` of class `c` into the `before` that it has already."""
+        n = len(members)
+        # Differences from the running mean are small: their mean keeps digits that the mean of z loses.
+        shifted = members - self.mean[c]
+        delta = shifted.mean(0, keepdim=True)
+        # The term of the means is one more row of the same product.
+        rows = torch.cat([shifted - delta, delta * math.sqrt(before * n / (before + n))])
+        self.scatter[c].addmm_(rows.T, rows)
+        self.mean[c] += delta[0] * (n / (before + n))
+
+    @torch.no_grad()
+    def merge(self, other: GaussianStatistics) -> None:
+        """Add all samples of `other`, which is left as it is.
+
+        Raises:
+            ValueError: another number of classes or dimensions.
+        """
+        shape, got = list(self.mean.shape), list(other.mean.shape)
+        if got != shape:
+            raise ValueError(f"statistics must be of shape [C, D] = {shape}, got {got}")
+        count, added = self.count.double(), other.count.to(self.mean)
+        share = added / (count + added).clamp(min=1)
+        delta = other.mean.to(self.mean) - self.mean
+        root = (count * share).sqrt().unsqueeze(-1) * delta
+        self.scatter += other.scatter.to(self.scatter)
+        self.scatter.baddbmm_(root.unsqueeze(-1), root.unsqueeze(-2))
+        self.mean += share.unsqueeze(-1) * delta
+        self.count += other.count.to(self.count)
+
+    def all_reduce(self) -> None:
+        """Merge the statistics of all processes in the order of their ranks, so that all hold the same.
+
+        Does nothing without an initialised process group. Call it once, after the last :meth:`update`:
+        a second call would count every sample once per process.
+        """
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return
+        num_classes, dim = self.mean.shape
+        merged = GaussianStatistics(num_classes, dim, self.mean.device)
+        # One rank at a time: gathering all at once would hold world_size times C D^2 numbers.
+        for rank in range(distributed.get_world_size()):
+            part = self
+            if rank != distributed.get_rank():
+                part = GaussianStatistics(num_classes, dim, self.mean.device)
+            for tensor in (part.count, part.mean, part.scatter):
+                distributed.broadcast(tensor, src=rank)
+            merged.merge(part)
+        self.count, self.mean, self.scatter = merged.count, merged.mean, merged.scatter
+
+
+class ClassGaussians(nn.Module):
+    r"""One Gaussian with a full covariance per class, :math:`\mathcal N(z; \mu_c, \Sigma_c + \epsilon I)`.
+
+    :math:`\Sigma_c = S_c / (n_c - 1)`, and :math:`\epsilon` is the first of `min_jitter` and those of 1e-20,
+    1e-19, …, 1e-1 above it with which every class has a Cholesky factor. The joint log-density of features
+    and class is ``log_prob(z) + log_prior``, that of the features alone its ``logsumexp(-1)``.
+
+    The fitted state is made of buffers that stay float64 whatever cast (``half()``, ``float()``,
+    ``to(dtype)``) reaches the module or a parent of it: a rounded Cholesky factor is another covariance.
+
+    References:
+        Mukhoti et al., arXiv:2102.11582, Algorithm 1.
+
+    Args:
+        num_classes: C.
+        dim: D, dimension of the features.
+        min_jitter: smallest jitter to use. Zero follows the paper, but where a feature is constant within a
+            class any other value of it is then astronomically unlikely; 1e-6 tames that.
+
+    Raises:
+        ValueError: `min_jitter` is negative or not finite.
+    """
+
+    mean: Tensor
+    scale_tril: Tensor
+    log_prior: Tensor
+    jitter: Tensor
+    fitted: Tensor
+
+    def __init__(self, num_classes: int, dim: int, min_jitter: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= min_jitter < math.inf:
+            raise ValueError(f"min_jitter must be finite and at least 0, got {min_jitter}")
+        self.min_jitter = min_jitter
+        self.register_buffer("mean", torch.zeros(num_classes, dim, dtype=torch.float64))
+        self.register_buffer("scale_tril", torch.zeros(num_classes, dim, dim, dtype=torch.float64))
+        self.register_buffer("log_prior", torch.zeros(num_classes, dtype=torch.float64))
+        self.register_buffer("jitter", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("fitted", torch.tensor(False))
+
+    @torch.no_grad()
+    def fit(self, statistics: GaussianStatistics) -> None:
+        """Set means, covariances and priors :math:`n_c / n` from `statistics`; nothing changes if that fails.
+
+        Raises:
+            DataError: a class has fewer than 2 samples.
+            ValueError: statistics of another shape, or covariances that no jitter makes positive definite.
+        """
+        shape, got = list(self.mean.shape), list(statistics.mean.shape)
+        if got != shape:
+            raise ValueError(f"statistics must be of shape [C, D] = {shape}, got {got}")
+        for c, n in enumerate(statistics.count.tolist()):
+            if n < 2:
+                raise DataError(
+                    f"class {c} has {n} training sample{'s' * (n != 1)}; a full covariance needs at least 2:"
+                    f" add samples of the class or leave the class out of the data set"
+                )
+        count = statistics.count.to(self.mean)
+        covariance = statistics.scatter.to(self.mean) / (count - 1)[:, None, None]
+        scale_tril, jitter = _cholesky(covariance, self.min_jitter)
+        log.info("jitter of the class covariances: %g", jitter)
+        self.mean.copy_(statistics.mean)
+        self.scale_tril.copy_(scale_tril)
+        self.log_prior.copy_((count / count.sum()).log())
+        self.jitter.fill_(jitter)
+        self.fitted.fill_(True)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density ``[B, C]`` of features ``z: [B, D]`` under each class, float64, differentiable in `z`.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+            ValueError: features of another shape.
+        """
+        if not self.fitted:
+            raise NotFittedError("the class Gaussians are not fitted: call fit or load a fitted checkpoint")
+        dim = self.mean.shape[1]
+        if z.ndim != 2 or z.shape[1] != dim:
+            raise ValueError(f"z must be [B, {dim}], got {list(z.shape)}")
+        parts = z.split(max(1, _CHUNK // dim))
+        squared = torch.cat([self._squared_distances(part.double()) for part in parts])
+        half_log_det = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return -0.5 * (squared + dim * math.log(2 * math.pi)) - half_log_det
+
+    def _squared_distances(self, z: Tensor) -> Tensor:
+        """Squared Mahalanobis distances ``[B, C]`` of ``z: [B, D]``, a chunk of classes at a time."""
+        dim = self.mean.shape[1]
+        classes = max(1, _CHUNK // (dim * max(len(z), dim)))
+        distances = []
+        for mean, scale_tril in zip(self.mean.split(classes), self.scale_tril.split(classes), strict=True):
+            centred = z - mean.unsqueeze(1)
+            whitened = torch.linalg.solve_triangular(scale_tril, centred.mT, upper=False)
+            distances.append(whitened.square().sum(-2))
+        return torch.cat(distances).T
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassGaussians:
+        # Every cast and move of a module comes through here: follow the move, refuse the cast.
+        def move(buffer: Tensor) -> Tensor:
+            moved = fn(buffer)
+            return moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
+
+        return super()._apply(move, recurse)
+
+
+def _cholesky(covariance: Tensor, min_jitter: float) -> tuple[Tensor, float]:
+    """Factors of ``covariance: [C, D, D]``, and the jitter that was added to its diagonal in place."""
+    diagonal = covariance.diagonal(dim1=-2, dim2=-1)
+    variances = diagonal.clone()
+    for jitter in (min_jitter, *(j for j in _JITTERS if j > min_jitter)):
+        diagonal.copy_(variances + jitter)
+        factor, info = torch.linalg.cholesky_ex(covariance)
+        if not info.any():
+            return factor, jitter
+    raise ValueError(
+        f"the covariance of class {int(info.argmax())} is not positive definite even with jitter {jitter:g}:"
+        f" scale the features down or raise min_jitter"
+    )
