@@ -48,9 +48,7 @@ def parser() -> argparse.ArgumentParser:
         help="score this OOD set, not the run's own list (repeatable)",
     )
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
-    p.add_argument(
-        "--batch-size", type=positive, help="inputs per batch (default: the run's eval_batch_size)"
-    )
+    p.add_argument("--batch-size", type=positive, help="inputs per batch (default: the run's eval_batch_size)")
     p.add_argument("--no-plots", action="store_true", help="draw no figures")
     return p
 

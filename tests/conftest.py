@@ -24,9 +24,7 @@ CONFIGS = ROOT / "configs"
 MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
 DATASETS = sorted(path.stem for path in (CONFIGS / "dataset").glob("*.yaml"))
 
-torch.set_num_threads(
-    1
-)  # small tensors: threads cost more than they give, and rounding stays the same everywhere
+torch.set_num_threads(1)  # small tensors: threads cost more than they give, and rounding stays the same everywhere
 
 
 def compose_points(*overrides: str) -> list[dict[str, Any]]:
@@ -46,7 +44,10 @@ def real_data() -> Path:
 
 def quick_overrides(model: str, data_root: Path, output_folder: Path) -> list[str]:
     """A composition of `model` that trains in seconds, with the ``between`` set of `small_data` as its OOD set."""
-    kind = ["dataset=gaussian2d"] if model.startswith("fc_") else ["dataset=digits", "network=wrn_10_1"]
+    if model.startswith("fc_"):
+        kind = ["dataset=gaussian2d", "fixed.trainer_config.max_epochs=25"]
+    else:
+        kind = ["dataset=digits", "network=wrn_10_1", "fixed.trainer_config.max_epochs=6"]
     return [
         *kind,
         f"model={model}",
@@ -55,7 +56,6 @@ def quick_overrides(model: str, data_root: Path, output_folder: Path) -> list[st
         f"fixed.data_root={data_root}",
         f"fixed.output_folder={output_folder}",
         "fixed.test_ood_datasets=[between]",
-        "fixed.trainer_config.max_epochs=6",
         "fixed.trainer_config.enable_progress_bar=false",
     ]
 
@@ -83,9 +83,7 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
             mixed = (x[first[pair]] + x[second[pair]]) / 2
             mixed = mixed.astype(np.float32 if kind == "fc" else np.uint8)
             labels = np.zeros(len(mixed), np.int64)
-            np.savez(
-                folders[kind] / "between.npz", x_train=mixed, y_train=labels, x_test=mixed, y_test=labels
-            )
+            np.savez(folders[kind] / "between.npz", x_train=mixed, y_train=labels, x_test=mixed, y_test=labels)
         return folders[kind]
 
     return root
@@ -102,9 +100,7 @@ class Trained:
 
 
 @pytest.fixture(scope="session")
-def trained(
-    small_data: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Trained]:
+def trained(small_data: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained]:
     """Trains a model configuration the first time it is asked for, and hands out the same run afterwards."""
     runs: dict[str, Trained] = {}
 

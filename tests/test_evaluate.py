@@ -73,9 +73,7 @@ def test_tables_have_the_originals_columns_then_the_entries_then_ours(out: Path)
     assert not ood[["Value", "CI low", "CI high", "n_id", "n_ood"]].isna().any().any()
     clf = pd.read_csv(out / "clf-out.csv")
     assert list(clf.columns[:5]) == ["Model", "Model Type", "ID dataset", "Metric", "Value"]
-    assert {"Accuracy", "ECE", "MCE", "Brier", "Brier uncertainty", "NLL", "Adaptive ECE"} <= set(
-        clf["Metric"]
-    )
+    assert {"Accuracy", "ECE", "MCE", "Brier", "Brier uncertainty", "NLL", "Adaptive ECE"} <= set(clf["Metric"])
 
 
 def test_numbers_agree_with_scikit_learn_on_the_methods_own_answers(out: Path, runs: Path) -> None:
@@ -131,9 +129,7 @@ def test_figures_and_raw_scores_are_written(out: Path) -> None:
     } <= names
     assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in names)
     with np.load(out / "scores-out" / "ddu__one.npz") as scores:
-        assert {"id/labels", "id/probs", "id/score:gmm_log_density", "between/score:p(x)"} <= set(
-            scores.files
-        )
+        assert {"id/labels", "id/probs", "id/score:gmm_log_density", "between/score:p(x)"} <= set(scores.files)
 
 
 def test_every_input_is_forwarded_once(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,9 +158,7 @@ def test_every_input_is_forwarded_once(runs: Path, tmp_path: Path, monkeypatch: 
     assert sum(forwarded) / needed == 1.0
 
 
-def test_each_data_set_is_read_once_a_run(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_data_set_is_read_once_a_run(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from uncertainty_est.data.source import PartitionedSource
 
     reads: list[tuple[int, str]] = []
@@ -193,9 +187,7 @@ def test_max_eval_limits_every_data_set(runs: Path, tmp_path: Path) -> None:
 
 
 def test_another_data_set_can_stand_in_for_the_id_set(runs: Path, tmp_path: Path) -> None:
-    report = evaluate(
-        request(runs / "ce", tmp_path, dataset="between", ood_dataset=["gaussian_noise"], no_plots=True)
-    )
+    report = evaluate(request(runs / "ce", tmp_path, dataset="between", ood_dataset=["gaussian_noise"], no_plots=True))
     assert set(report.ood["ID dataset"]) == {"between"}
     assert set(report.ood["OOD dataset"]) == {"gaussian_noise"}
 

@@ -15,9 +15,9 @@ LOGIT_KEYS = ["max p(y|x)", "p(x)", "Entropy", "Max logit"]
 MEMBER_KEYS = ["MI", "Entropy", "Variance", "max p(y|x)"]
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
-logit_arrays = npst.arrays(
-    "float64", st.tuples(st.integers(1, 4), st.integers(2, 6)), elements=st.floats(-50, 50)
-).map(torch.from_numpy)
+logit_arrays = npst.arrays("float64", st.tuples(st.integers(1, 4), st.integers(2, 6)), elements=st.floats(-50, 50)).map(
+    torch.from_numpy
+)
 member_probs = npst.arrays(
     "float64",
     st.tuples(st.integers(2, 4), st.integers(1, 3), st.integers(2, 5)),

@@ -52,9 +52,7 @@ def test_the_seed_decides_the_weights(model: str, small_data: Data, tmp_path: Pa
 def test_a_grid_runs_its_points_one_after_another(small_data: Data, tmp_path: Path) -> None:
     quick = "fixed.trainer_config.max_epochs=1"
     results = start("fc_ce_baseline", small_data, tmp_path, quick, "grid=seed", "grid.seed.options=[3,4]")
-    assert [Path(r["run_dir"]).name for r in results] == [
-        f"fc_ce_baseline-gaussian2d-seed{s}" for s in (3, 4)
-    ]
+    assert [Path(r["run_dir"]).name for r in results] == [f"fc_ce_baseline-gaussian2d-seed{s}" for s in (3, 4)]
 
 
 def test_the_saved_configuration_alone_rebuilds_the_run(trained: Get, tmp_path: Path) -> None:
@@ -67,9 +65,7 @@ def test_the_saved_configuration_alone_rebuilds_the_run(trained: Get, tmp_path: 
     assert equal(weights(again["run_dir"]), weights(trained("fc_ce_baseline").run.path))
 
 
-def test_a_finished_classifier_becomes_a_ddu_without_training(
-    trained: Get, small_data: Data, tmp_path: Path
-) -> None:
+def test_a_finished_classifier_becomes_a_ddu_without_training(trained: Get, small_data: Data, tmp_path: Path) -> None:
     start_from = trained("fc_ce_baseline").run.path
     network = ("network=fc", "fixed.model_config.network.layers=null", "fixed.model_config.network.mod=false")
     more = (f"fixed.init_from={start_from}", "fixed.trainer_config.max_epochs=0")
@@ -99,20 +95,16 @@ def test_finished_classifiers_become_an_ensemble(small_data: Data, tmp_path: Pat
 
 
 def test_the_best_weights_are_kept(small_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a validation accuracy that peaks in the second epoch, the run's weights are those of that epoch."""
+    """With a validation loss that is least in the second epoch, the run's weights are those of that epoch."""
     from uncertainty_est.models.ce_baseline import CEBaseline
 
     seen: list[dict[str, torch.Tensor]] = []
 
     def on_validation_epoch_end(self: CEBaseline) -> None:
         seen.append({key: value.clone() for key, value in self.state_dict().items()})
-        self.log("val/acc_", 0.0)
 
     def validate_batch(self: CEBaseline, batch: dict) -> tuple:  # type: ignore[type-arg]
-        x, y = batch["id"]
-        right = self.current_epoch == 1
-        probs = torch.nn.functional.one_hot(y if right else (y + 1) % 3, 3).float()
-        return {"ce": torch.zeros(())}, probs
+        return {"ce": torch.tensor(float(self.current_epoch != 1))}, None
 
     monkeypatch.setattr(CEBaseline, "on_validation_epoch_end", on_validation_epoch_end)
     monkeypatch.setattr(CEBaseline, "validate_batch", validate_batch)
@@ -169,9 +161,7 @@ def test_two_processes_fit_the_same_density_as_one(small_data: Data, tmp_path: P
         results[trainer] = (weights(folder), json.loads((folder / "results.json").read_text()))
     one, two = results["cpu"], results["ddp_cpu"]
     for key, value in one[0].items():
-        torch.testing.assert_close(
-            two[0][key], value, rtol=1e-9, atol=1e-12, msg=lambda m, k=key: f"{k}: {m}"
-        )
+        torch.testing.assert_close(two[0][key], value, rtol=1e-9, atol=1e-12, msg=lambda m, k=key: f"{k}: {m}")
     assert two[1]["classification"] == pytest.approx(one[1]["classification"], abs=1e-4)
 
 

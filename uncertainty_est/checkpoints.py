@@ -100,9 +100,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         # Plain YAML: an interpolation in a foreign file must not read this machine's environment.
         fixed = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(
-            f"{path} cannot be read as YAML ({_first_line(error)}); restore it from the run"
-        ) from error
+        raise DataError(f"{path} cannot be read as YAML ({_first_line(error)}); restore it from the run") from error
     if not isinstance(fixed, dict):
         raise DataError(f"{path} holds no configuration; restore it from the run")
     return fixed
@@ -131,9 +129,7 @@ def read_weights(run_dir: Path, expected_class: str | None = None) -> dict[str, 
             f"{path} is truncated or no checkpoint of this project ({_first_line(error)}); train the run again"
         ) from error
     if expected_class is not None and saved_class != expected_class:
-        raise DataError(
-            f"{path} holds a {saved_class}, but {CONFIG_FILE} beside it describes a {expected_class}"
-        )
+        raise DataError(f"{path} holds a {saved_class}, but {CONFIG_FILE} beside it describes a {expected_class}")
     return state
 
 
@@ -152,13 +148,9 @@ def load(path: Path, schema: Callable[..., Any]) -> Run:
     fixed = read_config(run_dir)
     model_config = fixed.get("model_config")
     if not isinstance(model_config, dict) or "_target_" not in model_config:
-        raise DataError(
-            f"{run_dir / CONFIG_FILE}: model_config._target_ is missing; restore the file from the run"
-        )
+        raise DataError(f"{run_dir / CONFIG_FILE}: model_config._target_ is missing; restore the file from the run")
     node = {key: value for key, value in model_config.items() if key not in _TRAINING_KEYS}
-    own = {key: value for key, value in fixed.items() if key in ("transform", "sources")} | {
-        "model_config": node
-    }
+    own = {key: value for key, value in fixed.items() if key in ("transform", "sources")} | {"model_config": node}
     try:
         _check_saved(fixed, own, schema)
         method = build(node, own_only=True)
@@ -171,9 +163,7 @@ def load(path: Path, schema: Callable[..., Any]) -> Run:
         method.load_state_dict(state, strict=True)
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:300]
-        raise DataError(
-            f"{run_dir / CHECKPOINT_FILE} does not fit {CONFIG_FILE} beside it ({detail})"
-        ) from error
+        raise DataError(f"{run_dir / CHECKPOINT_FILE} does not fit {CONFIG_FILE} beside it ({detail})") from error
     method.eval()
     return Run(run_dir, fixed, method)
 

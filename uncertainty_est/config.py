@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,9 +164,7 @@ def locate(target: Any, path: str = "", *, own_only: bool = False) -> Any:
     where = f"{path}._target_" if path else "_target_"
     allowed = (OWN_PACKAGE,) if own_only else TRUSTED_PACKAGES
     if not isinstance(target, str) or not any(target.startswith(f"{package}.") for package in allowed):
-        raise ConfigError(
-            f"{where}: '{target}' may not be built; allowed are classes below {', '.join(allowed)}"
-        )
+        raise ConfigError(f"{where}: '{target}' may not be built; allowed are classes below {', '.join(allowed)}")
     module_name, _, name = target.rpartition(".")
     try:
         module = importlib.import_module(module_name)
@@ -206,6 +204,6 @@ def build(node: Mapping[str, Any], *, own_only: bool = False, **extra: Any) -> A
         cause = error.__cause__
         if isinstance(cause, ConfigError | DataError):
             raise cause from error
-        if isinstance(cause, ValueError | TypeError | MisconfigurationException):
+        if isinstance(cause, ValueError | TypeError | ImportError | MisconfigurationException):
             raise ConfigError(f"{node['_target_']}: {cause}") from error
         raise

@@ -74,9 +74,7 @@ def with_sources(fixed: Mapping[str, Any], source_dir: Path) -> dict[str, Any]:
         ConfigError: an unknown data set, or one that the run was tuned or trained on.
     """
     # What the run saved wins: OmegaConf would merge our file under it, and the run must be judged as it was trained.
-    config = OmegaConf.create(
-        {"fixed": {key: fixed[key] for key in ("data_root", "data_shape", "split_seed")}}
-    )
+    config = OmegaConf.create({"fixed": {key: fixed[key] for key in ("data_root", "data_shape", "split_seed")}})
     new = [name for name in fixed["test_ood_datasets"] if name not in fixed["sources"]]
     inline_sources(config.fixed, source_dir, new)
     added = OmegaConf.to_container(config.fixed, resolve=True)

@@ -54,9 +54,7 @@ def make_folder(path: Path, key: str) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise ConfigError(
-            f"{key}: cannot write to '{path}' ({error.strerror}); choose another folder"
-        ) from error
+        raise ConfigError(f"{key}: cannot write to '{path}' ({error.strerror}); choose another folder") from error
     return path
 
 

@@ -69,9 +69,7 @@ def run_points(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
             log.error("grid point %d of %d failed: %s", number, len(points), error, exc_info=True)
             failures.append(number)
     if failures:
-        raise ConfigError(
-            f"grid: {len(failures)} of {len(points)} points failed (numbers {failures}), see the log"
-        )
+        raise ConfigError(f"grid: {len(failures)} of {len(points)} points failed (numbers {failures}), see the log")
     return results
 
 

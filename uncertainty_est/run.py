@@ -135,9 +135,7 @@ def check_ood_sets(fixed: Mapping[str, Any]) -> None:
                         f" trained on must not be one it is tested on, remove it from one of the two"
                     )
     if fixed["dataset"] in test:
-        raise ConfigError(
-            f"fixed.test_ood_datasets: '{fixed['dataset']}' is the in-distribution set; remove it"
-        )
+        raise ConfigError(f"fixed.test_ood_datasets: '{fixed['dataset']}' is the in-distribution set; remove it")
 
 
 def build_data(fixed: Mapping[str, Any], own_only: bool = False) -> OODDataModule:
@@ -214,8 +212,7 @@ def check_trainer(node: Mapping[str, Any]) -> None:
     trainer = build(node, logger=False, enable_checkpointing=False)
     if trainer.strategy.root_device.type == "mps":
         raise ConfigError(
-            "trainer_config.accelerator: Apple's GPUs have no float64, which scores and fits need;"
-            " choose trainer=cpu"
+            "trainer_config.accelerator: Apple's GPUs have no float64, which scores and fits need; choose trainer=cpu"
         )
     wants_bf16 = str(node.get("precision", "")).startswith("bf16")
     if wants_bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():

@@ -60,7 +60,5 @@ def test_a_block_that_seml_refuses_is_a_config_error() -> None:
 
 
 def test_an_unknown_key_names_the_nearest() -> None:
-    with pytest.raises(
-        ConfigError, match=r"grid\.sed: there is no fixed\.sed to sweep; did you mean 'seed'\?"
-    ):
+    with pytest.raises(ConfigError, match=r"grid\.sed: there is no fixed\.sed to sweep; did you mean 'seed'\?"):
         check_keys([{"sed": 1}], {"seed", "model_config.lr"})

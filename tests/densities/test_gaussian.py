@@ -230,9 +230,7 @@ def test_log_prob_equals_torch_distributions() -> None:
     density = fitted(z, y)
     points = torch.cat([z, 50 * torch.randn(20, D, dtype=torch.float64)])
     reference = MultivariateNormal(density.mean, scale_tril=density.scale_tril)
-    torch.testing.assert_close(
-        density.log_prob(points), reference.log_prob(points.unsqueeze(1)), rtol=1e-12, atol=1e-9
-    )
+    torch.testing.assert_close(density.log_prob(points), reference.log_prob(points.unsqueeze(1)), rtol=1e-12, atol=1e-9)
     for c in range(C):
         covariance = density.scale_tril[c] @ density.scale_tril[c].T
         np.testing.assert_allclose(covariance, np.cov(z[y == c].numpy().T), rtol=1e-10, atol=1e-12)
@@ -242,8 +240,7 @@ def test_marginal_equals_scipys_mixture_of_normals_with_numpys_covariances() -> 
     z, y = samples()
     density = fitted(z, y)
     mixture = sum(
-        (y == c).double().mean().item()
-        * stats.multivariate_normal(z[y == c].mean(0), np.cov(z[y == c].T)).pdf(z)
+        (y == c).double().mean().item() * stats.multivariate_normal(z[y == c].mean(0), np.cov(z[y == c].T)).pdf(z)
         for c in range(C)
     )
     marginal = (density.log_prob(z) + density.log_prior).logsumexp(-1)
@@ -387,9 +384,7 @@ def test_a_minimum_that_is_no_jitter_is_refused(min_jitter: float) -> None:
 
 
 @pytest.mark.parametrize(("min_jitter", "last"), [(0.0, "0.1"), (0.5, "0.5")])
-def test_covariances_beyond_every_jitter_are_an_error_that_names_the_class(
-    min_jitter: float, last: str
-) -> None:
+def test_covariances_beyond_every_jitter_are_an_error_that_names_the_class(min_jitter: float, last: str) -> None:
     statistics = statistics_of(samples())
     statistics.scatter[1] = -torch.eye(D, dtype=torch.float64) * 1e6
     density = ClassGaussians(C, D, min_jitter)

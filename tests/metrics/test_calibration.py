@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from uncertainty_est.metrics.calibration import classification_metrics, ood_calibration, reliability_bins
+from uncertainty_est.metrics.calibration import classification_metrics, reliability_bins, uniform_divergence
 
 KEYS = [
     "Accuracy",
@@ -69,9 +69,7 @@ def test_decomposition_is_exact_for_any_such_predictions(n_classes: int, n: int,
     np.fill_diagonal(by_class, 0)
     np.fill_diagonal(by_class, by_class.max(axis=1) + 0.1)  # row k predicts class k
     by_class /= by_class.sum(axis=1, keepdims=True)
-    metrics = classification_metrics(
-        by_class[rng.integers(n_classes, size=n)], rng.integers(n_classes, size=n)
-    )
+    metrics = classification_metrics(by_class[rng.integers(n_classes, size=n)], rng.integers(n_classes, size=n))
     assert metrics["Brier (via decomposition)"] == pytest.approx(metrics["Brier"], abs=1e-12)
 
 
@@ -173,18 +171,18 @@ def test_float32_predictions_of_a_saturated_network() -> None:
     assert classification_metrics(probs, [0, 0])["ECE"] == pytest.approx(0, abs=1e-6)
 
 
-def test_ood_calibration() -> None:
-    assert ood_calibration(np.full((5, 4), 0.25)) == pytest.approx(0, abs=1e-7)
+def test_uniform_divergence() -> None:
+    assert uniform_divergence(np.full((5, 4), 0.25)) == pytest.approx(0, abs=1e-7)
     p = np.array([[0.7, 0.2, 0.1], [0.2, 0.2, 0.6]])
     expected = (np.log(1 / 3) - np.log(p)).mean(axis=1)  # KL(U || p) = sum_c (1/3) (log 1/3 - log p_c)
-    assert ood_calibration(p) == pytest.approx(expected.mean(), abs=1e-6)
+    assert uniform_divergence(p) == pytest.approx(expected.mean(), abs=1e-6)
     one_hot = -np.log(2) - (np.log(1 + 1e-8) + np.log(1e-8)) / 2
-    assert ood_calibration(np.array([[1.0, 0.0]])) == pytest.approx(one_hot, abs=1e-14)
+    assert uniform_divergence(np.array([[1.0, 0.0]])) == pytest.approx(one_hot, abs=1e-14)
 
 
 def test_inputs_are_left_alone() -> None:
     probs, labels = PROBS.copy(), LABELS.copy()
-    classification_metrics(probs, labels), reliability_bins(probs, labels), ood_calibration(probs)
+    classification_metrics(probs, labels), reliability_bins(probs, labels), uniform_divergence(probs)
     np.testing.assert_array_equal(probs, PROBS)
     np.testing.assert_array_equal(labels, LABELS)
 
@@ -213,7 +211,7 @@ def test_refused_input(probs: list, labels: list, message: str) -> None:
 
 def test_refused_probabilities_and_bins() -> None:
     with pytest.raises(ValueError, match="rows that sum to 1"):
-        ood_calibration([[0.5, 0.4]])
+        uniform_divergence([[0.5, 0.4]])
     with pytest.raises(ValueError, match="n_bins must be at least 1, got 0"):
         reliability_bins(PROBS, LABELS, n_bins=0)
 

@@ -32,9 +32,7 @@ def logit_interval(value: float, variance: float, level: float) -> tuple[float, 
 
 @settings(max_examples=150, deadline=None)
 @given(tied, tied)
-def test_structural_components_are_row_and_column_means(
-    id_scores: np.ndarray, ood_scores: np.ndarray
-) -> None:
+def test_structural_components_are_row_and_column_means(id_scores: np.ndarray, ood_scores: np.ndarray) -> None:
     id_scores, ood_scores = np.sort(id_scores), np.sort(ood_scores)
     h = kernel(id_scores, ood_scores)
     v10, v01 = structural_components(rank_scores(id_scores, ood_scores))
@@ -50,13 +48,11 @@ def test_auroc_interval_from_all_pairs_with_ties(level: float) -> None:
     variance = h.mean(axis=1).var(ddof=1) / 90 + h.mean(axis=0).var(ddof=1) / 60
     estimate = auroc_interval(id_scores, ood_scores, level)
     assert estimate.value == pytest.approx(h.mean(), abs=1e-14)
-    assert (estimate.low, estimate.high) == pytest.approx(
-        logit_interval(h.mean(), variance, level), abs=1e-12
-    )
+    assert (estimate.low, estimate.high) == pytest.approx(logit_interval(h.mean(), variance, level), abs=1e-12)
 
 
 def test_group_auroc_accounts_for_the_shared_id_set() -> None:
-    """Variance of the mean from the full covariance matrix of DeLong, equation 6, over all pairs of sets."""
+    """The variance of the mean from DeLong's full covariance matrix over all pairs of sets."""
     rng = np.random.default_rng(2)
     id_scores = rng.normal(1, 1, 80)
     ood = {"a": rng.normal(0, 1, 50), "b": rng.normal(0.3, 2, 70), "c": rng.normal(-1, 1, 30)}
@@ -72,9 +68,7 @@ def test_group_auroc_accounts_for_the_shared_id_set() -> None:
     assert independent < 0.8 * variance  # else the test could not tell whether the sharing is accounted for
 
 
-@pytest.mark.parametrize(
-    ("n", "m", "auroc"), [(100, 100, 0.76), (200, 100, 0.95), (60, 300, 0.9), (500, 500, 0.99)]
-)
+@pytest.mark.parametrize(("n", "m", "auroc"), [(100, 100, 0.76), (200, 100, 0.95), (60, 300, 0.9), (500, 500, 0.99)])
 def test_auroc_interval_covers_the_true_value(n: int, m: int, auroc: float) -> None:
     """Binormal scores of unit variance at distance d have AUROC ``Phi(d / sqrt 2)``."""
     rng = np.random.default_rng(n + m)
@@ -97,9 +91,7 @@ def test_group_intervals_cover_the_true_mean() -> None:
     for seed in range(400):
         # The ID scores are shared: each OOD set is shifted instead.
         ood = {name: rng.normal(-d, 1, 100) for name, d in distances.items()}
-        group = ood_estimates(
-            rng.normal(0, 1, 100), ood, groups={"all": ["a", "b", "c"]}, n_boot=100, seed=seed
-        )
+        group = ood_estimates(rng.normal(0, 1, 100), ood, groups={"all": ["a", "b", "c"]}, n_boot=100, seed=seed)
         for metric in hits:
             hits[metric] += group["all"][metric].low <= truth[metric] <= group["all"][metric].high
     assert 0.92 <= hits["AUROC"] / 400 <= 0.98
@@ -114,9 +106,7 @@ def test_resampled_metrics_equal_metrics_of_the_repeated_scores(decimals: int) -
     id_cum, ood_cum = resample(rng, 25, 60), resample(rng, 25, 35)
     fast = threshold_metrics(rank_scores(id_scores, ood_scores), id_cum, ood_cum)
     for r in range(25):
-        repeated = (
-            np.repeat(scores, np.diff(cum[r])) for scores, cum in ((id_scores, id_cum), (ood_scores, ood_cum))
-        )
+        repeated = (np.repeat(scores, np.diff(cum[r])) for scores, cum in ((id_scores, id_cum), (ood_scores, ood_cum)))
         naive = ood_metrics(*repeated)
         assert {name: values[r] for name, values in fast.items()} == pytest.approx(
             {name: naive[name] for name in OOD_METRICS[1:]}, abs=1e-12
@@ -135,9 +125,7 @@ def test_bootstrap_agrees_with_delong() -> None:
     """Two routes to the same interval: one metric is a mean of kernels and could be had from either."""
     rng = np.random.default_rng(6)
     id_scores, ood_scores = np.sort(rng.normal(1, 1, 300)), np.sort(rng.normal(0, 1, 200))
-    replicates = [
-        ood_metrics(rng.choice(id_scores, 300), rng.choice(ood_scores, 200))["AUROC"] for _ in range(2000)
-    ]
+    replicates = [ood_metrics(rng.choice(id_scores, 300), rng.choice(ood_scores, 200))["AUROC"] for _ in range(2000)]
     estimate = auroc_interval(id_scores, ood_scores)
     assert (estimate.low, estimate.high) == pytest.approx(np.quantile(replicates, [0.025, 0.975]), abs=0.006)
 

@@ -39,9 +39,7 @@ def naive(id_scores: np.ndarray, ood_scores: np.ndarray) -> dict[str, float]:
         "AUPR-IN": average_precision(id_scores, ood_scores),
         "AUPR-OUT": average_precision(-ood_scores, -id_scores),
         "FPR95": (ood_scores >= threshold).mean(),
-        "Detection error": min(
-            0.5 * (id_scores < t).mean() + 0.5 * (ood_scores >= t).mean() for t in thresholds
-        ),
+        "Detection error": min(0.5 * (id_scores < t).mean() + 0.5 * (ood_scores >= t).mean() for t in thresholds),
     }
 
 

@@ -19,9 +19,7 @@ def test_loss_is_lse_minus_the_true_logit(network: FC, batch: tuple[Tensor, Tens
     torch.testing.assert_close(CEBaseline(network).loss({"id": (x, y)})["ce"], expected)
 
 
-def test_gradient_with_respect_to_logits_is_softmax_minus_one_hot(
-    network: FC, batch: tuple[Tensor, Tensor]
-) -> None:
+def test_gradient_with_respect_to_logits_is_softmax_minus_one_hot(network: FC, batch: tuple[Tensor, Tensor]) -> None:
     x, y = batch
     CEBaseline(network).loss({"id": (x, y)})["ce"].backward()
     probs = network(x).softmax(-1)

@@ -39,9 +39,7 @@ def test_density_is_that_of_the_mixture_with_class_priors(network: FC, batches: 
     groups = [z[y == c] for c in range(2)]
     mixture = MixtureSameFamily(
         Categorical(torch.tensor([len(g) for g in groups]).double()),
-        MultivariateNormal(
-            torch.stack([g.mean(0) for g in groups]), torch.stack([g.T.cov() for g in groups])
-        ),
+        MultivariateNormal(torch.stack([g.mean(0) for g in groups]), torch.stack([g.T.cov() for g in groups])),
     )
     torch.testing.assert_close(
         ddu.get_ood_scores(x)["gmm_log_density"].double(), mixture.log_prob(z), atol=1e-4, rtol=1e-4

@@ -32,8 +32,8 @@ def count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-# Sums over the papers' layer tables, for ten classes; the first three are the 36.5, 11.0 and 2.7 million that the
-# paper on wide networks reports.
+# Sums over the papers' layer tables, for ten classes; the first three are the 36.5, 11.0 and 2.7 million that
+# the paper on wide networks reports.
 @pytest.mark.parametrize(
     ("make", "parameters", "feature_dim"),
     [
@@ -106,9 +106,7 @@ def test_strided_is_the_size_after_a_padded_convolution(size: tuple[int, int]) -
     assert F.conv2d(x, torch.zeros(1, 1, 1, 1), stride=2).shape[2:] == strided(size, 2)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda m: ResNet(CIFAR, 10, mod=m), lambda m: WideResNet(CIFAR, 10, 16, 2, mod=m)]
-)
+@pytest.mark.parametrize("make", [lambda m: ResNet(CIFAR, 10, mod=m), lambda m: WideResNet(CIFAR, 10, 16, 2, mod=m)])
 def test_mod_replaces_the_learned_shortcuts(make: Callable[[bool], Any]) -> None:
     def learned(network: Network) -> int:
         return sum(isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) for m in network.modules())
@@ -212,13 +210,9 @@ def test_a_wide_block_adds_to_its_raw_input_and_without_norms_to_its_activated_i
 
 
 def test_wide_network_without_norms_couples_no_samples() -> None:
-    network = WideResNet(
-        [1, 8, 8], 10, 10, 2, norm="none", activation="leaky_relu", negative_slope=0.2
-    ).train()
+    network = WideResNet([1, 8, 8], 10, 10, 2, norm="none", activation="leaky_relu", negative_slope=0.2).train()
     assert not list(network.buffers())
-    assert all(
-        m.bias is not None and (m.bias == 0).all() for m in network.modules() if isinstance(m, nn.Conv2d)
-    )
+    assert all(m.bias is not None and (m.bias == 0).all() for m in network.modules() if isinstance(m, nn.Conv2d))
     x = torch.randn(4, 1, 8, 8)
     torch.testing.assert_close(network(x)[:1], network(x[:1]), rtol=1e-4, atol=1e-5)
 
@@ -254,9 +248,7 @@ def test_residual_networks_end_at_the_published_resolution(make: Callable[[], An
 
 @pytest.mark.parametrize("depth", [9, 4, 15])
 def test_an_impossible_depth_is_refused(depth: int) -> None:
-    with pytest.raises(
-        ValueError, match=rf"depth must be one of 10, 16, 22, 28, ... \(6n \+ 4\), got {depth}"
-    ):
+    with pytest.raises(ValueError, match=rf"depth must be one of 10, 16, 22, 28, ... \(6n \+ 4\), got {depth}"):
         WideResNet(CIFAR, 10, depth)
     with pytest.raises(ValueError, match=f"depth must be one of 18, 34, 50, got {depth}"):
         ResNet(CIFAR, 10, depth)

@@ -30,9 +30,7 @@ def make_conv(case: str, coeff: float = 3.0, **changes: Any) -> Any:
     c_in, c_out, kernel, stride, padding, size = CONVS[case]
     torch.manual_seed(0)
     layers = SpectralLayers(coeff)
-    return layers.conv(
-        c_in, c_out, kernel, stride=stride, padding=padding, input_size=size, **changes
-    ).double()
+    return layers.conv(c_in, c_out, kernel, stride=stride, padding=padding, input_size=size, **changes).double()
 
 
 def example(case: str, batch: int = 2) -> Tensor:
@@ -171,9 +169,7 @@ def test_gradients_flow_through_the_norm(coeff: float) -> None:
 @pytest.mark.parametrize("case", ["linear", "1x1", "stride 2"])
 def test_two_forwards_before_one_backward(case: str) -> None:
     layer = make_linear(0.1) if case == "linear" else make_conv(case, 0.1)
-    first, second = (
-        (torch.randn(3, 6, dtype=torch.float64) if case == "linear" else example(case)) for _ in range(2)
-    )
+    first, second = ((torch.randn(3, 6, dtype=torch.float64) if case == "linear" else example(case)) for _ in range(2))
     layer.train()
     one_by_one = copy.deepcopy(layer)
     (layer(first).square().sum() + layer(second).square().sum()).backward()

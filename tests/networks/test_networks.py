@@ -209,17 +209,13 @@ def test_spectral_layers_are_all_layers_but_the_head(name: str) -> None:
 @pytest.mark.parametrize("shape", [[18], [8, 8], [0, 32, 32]])
 @pytest.mark.parametrize("name", IMAGE_NAMES)
 def test_image_networks_refuse_what_is_no_image(name: str, shape: list[int]) -> None:
-    with pytest.raises(
-        ConfigError, match=r"^network \w+ needs images .*got data_shape .*; choose network=fc"
-    ):
+    with pytest.raises(ConfigError, match=r"^network \w+ needs images .*got data_shape .*; choose network=fc"):
         build(name, shape)
 
 
 @pytest.mark.parametrize("name", IMAGE_NAMES)
 def test_image_networks_refuse_small_images(name: str) -> None:
-    expected = (
-        r"^network \w+ needs images of at least (\d+)x\1, got data_shape \[1, 32, 3\]; choose network=\w+$"
-    )
+    expected = r"^network \w+ needs images of at least (\d+)x\1, got data_shape \[1, 32, 3\]; choose network=\w+$"
     with pytest.raises(ConfigError, match=expected):
         build(name, [1, 32, 3])
 

@@ -92,9 +92,7 @@ class TensorLoader:
         n = len(self._load()[1])
         fewest = n // self.world_size
         if not fewest:
-            raise DataError(
-                f"a split of {n} items cannot be shared by {self.world_size} processes; use fewer"
-            )
+            raise DataError(f"a split of {n} items cannot be shared by {self.world_size} processes; use fewer")
         most = fewest if self.shuffle else -(-n // self.world_size)
         # With batch_size 1 a rank with one item less than another would run out of items: none gets an
         # empty batch.
@@ -164,8 +162,7 @@ class JointLoader:
             return ({"id": batch} for batch in self.id_loader)
         # The ID stream comes first in zip: it is the one that ends.
         return (
-            {"id": batch, "ood": ood}
-            for batch, ood in zip(self.id_loader, _endless(self.ood_loader), strict=False)
+            {"id": batch, "ood": ood} for batch, ood in zip(self.id_loader, _endless(self.ood_loader), strict=False)
         )
 
 

@@ -125,9 +125,7 @@ class OODDataModule(pl.LightningDataModule):
         """
         sources = self.ood_sources[split]
         if name not in sources:
-            raise DataError(
-                f"there is no OOD set '{name}' for {split} (there are: {', '.join(sources) or 'none'})"
-            )
+            raise DataError(f"there is no OOD set '{name}' for {split} (there are: {', '.join(sources) or 'none'})")
         self._id_split("train")  # the transform is fitted
         source = sources[name]
         return TensorLoader(
@@ -204,9 +202,7 @@ class OODDataModule(pl.LightningDataModule):
             raise DataError(f"{source.name}: its {name} split is empty")
         shape = tuple(split.x.shape[1:])
         if shape != self.data_shape:
-            raise DataError(
-                f"{source.name}: items have the shape {shape}, but fixed.data_shape is {self.data_shape}"
-            )
+            raise DataError(f"{source.name}: items have the shape {shape}, but fixed.data_shape is {self.data_shape}")
         return split
 
     def _check_labels(self, splits: Mapping[SplitName, Split]) -> None:

@@ -103,12 +103,9 @@ class PartitionedSource(Source):
     ) -> None:
         if not 0 <= val_fraction <= 1:
             raise ValueError(f"val_fraction must lie in [0, 1], got {val_fraction}")
-        if test_fraction is not None and not (
-            test_fraction >= 0 and val_fraction + test_fraction <= 1 + 1e-9
-        ):
+        if test_fraction is not None and not (test_fraction >= 0 and val_fraction + test_fraction <= 1 + 1e-9):
             raise ValueError(
-                f"test_fraction must lie in [0, 1 - val_fraction], got {test_fraction} with val_fraction"
-                f" {val_fraction}"
+                f"test_fraction must lie in [0, 1 - val_fraction], got {test_fraction} with val_fraction {val_fraction}"
             )
         if max_items is not None and max_items < 1:
             raise ValueError(f"max_items must be at least 1, got {max_items}")
@@ -159,9 +156,7 @@ class PartitionedSource(Source):
         if self.classes is not None:
             absent = sorted(set(self.classes) - set(y.tolist()))
             if absent:
-                raise DataError(
-                    f"{self.name}: its {part} part has no items of the classes {absent}; change 'classes'"
-                )
+                raise DataError(f"{self.name}: its {part} part has no items of the classes {absent}; change 'classes'")
             rows = rows[np.isin(y, self.classes)]
         if part != "test":
             rows = rows[np.random.default_rng(self.split_seed).permutation(len(rows))]

@@ -62,8 +62,7 @@ class ImageTransform:
         for key, values in (("mean", self._mean), ("std", self._std)):
             if values.shape[1] not in (1, x_train.shape[1]):
                 raise DataError(
-                    f"fixed.transform.{key} has {values.shape[1]} values for images of {x_train.shape[1]}"
-                    " channels"
+                    f"fixed.transform.{key} has {values.shape[1]} values for images of {x_train.shape[1]} channels"
                 )
         if self.crop_padding >= min(x_train.shape[-2:]):
             raise DataError(
@@ -148,9 +147,9 @@ def _reflect(index: Tensor, size: int) -> Tensor:
 
 
 def _per_channel(values: float | Sequence[float]) -> Tensor:
-    return torch.as_tensor(
-        [values] if isinstance(values, int | float) else list(values), dtype=torch.float32
-    ).view(1, -1, 1, 1)
+    return torch.as_tensor([values] if isinstance(values, int | float) else list(values), dtype=torch.float32).view(
+        1, -1, 1, 1
+    )
 
 
 class TableTransform:

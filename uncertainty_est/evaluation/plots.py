@@ -27,16 +27,14 @@ _ID_FILL, _ID_EDGE = "#C9C9C9", "#5A5A5A"
 _WIDTH = 4.5  # inches
 _TEXT, _SMALL = 9, 8  # points
 _TITLE_CHARACTERS = 50  # in a line
-_LEGEND_COLUMNS = 3
+_LEGEND_COLUMNS = 3  # at most
 _OFF_AXIS = 0.0101  # share of a set beyond the axis from which the legend names it; 1 % is by design
 _PEAK = 4.0  # how many times the median peak a density may rise before it is cut off
 _LARGEST = float(np.finfo(np.float32).max)
 _REACH = 4.0  # how many times the width of the ID scores the axis may reach beyond them
 
 
-def score_histogram(
-    id_scores: ArrayLike, ood_scores: Mapping[str, ArrayLike], *, score: str, title: str
-) -> Figure:
+def score_histogram(id_scores: ArrayLike, ood_scores: Mapping[str, ArrayLike], *, score: str, title: str) -> Figure:
     """Densities of a score on the ID set (filled) and on every OOD set (lines).
 
     The axis spans the 0.5 to 99.5 percentile of every set, yet at most four times the width of the ID scores
@@ -53,21 +51,23 @@ def score_histogram(
     Raises:
         ValueError: scores that are empty, NaN or not one-dimensional.
     """
-    known = sorted_scores(id_scores, "id_scores")
-    unknown = {name: sorted_scores(s, f"ood_scores['{name}']") for name, s in ood_scores.items()}
-    low, high = _score_range(known, list(unknown.values()))
-    edges = np.linspace(low, high, int(np.clip(np.sqrt(known.size), 10, 60)) + 1)
+    scores = {"ID": sorted_scores(id_scores, "id_scores")}
+    scores |= {name: sorted_scores(s, f"ood_scores['{name}']") for name, s in ood_scores.items()}
+    # Infinite scores have no place on an axis: they count as the largest that float32 has.
+    scores = {name: s.clip(-_LARGEST, _LARGEST) for name, s in scores.items()}
+    low, high = _score_range(list(scores.values()))
+    edges = np.linspace(low, high, int(np.clip(np.sqrt(scores["ID"].size), 10, 60)) + 1)
 
-    densities = {name: _density(values, edges) for name, values in {"ID": known, **unknown}.items()}
+    densities = {name: _density(values, edges) for name, values in scores.items()}
     peaks = [heights.max() for heights in densities.values()]
-    # A set that is all in one bin would flatten the others. The ID set always has a peak: the axis is its own.
+    # A set that is all in one bin would flatten the others. Far sets, whose peak is 0, have no say.
     top = min(max(peaks), _PEAK * float(np.median([peak for peak in peaks if peak > 0])))
 
-    figure = _figure(height=2.7, n_labels=len(densities))
+    figure = Figure(figsize=(_WIDTH, 2.7), layout="constrained")
     label = f"{score} (higher = more in-distribution)\nshown: 0.5 to 99.5 percentile"
     axes = _axes(figure.add_subplot(), title, label, "density")
-    styles: list[dict[str, Any]] = [{"fill": True, "facecolor": _ID_FILL, "edgecolor": _ID_EDGE}]
-    styles += [{**style, "linewidth": 1.3} for style in _styles(len(unknown))]
+    styles: list[dict[str, Any]] = [{"fill": True, "facecolor": _ID_FILL, "edgecolor": _ID_EDGE, "linewidth": 0.8}]
+    styles += [{**style, "linewidth": 1.3} for style in _styles(len(ood_scores))]
     for style, (name, heights) in zip(styles, densities.items(), strict=True):
         axes.stairs(heights, edges, label=name + _note(heights, edges, top), **style)
     axes.set_xlim(low, high)
@@ -76,9 +76,7 @@ def score_histogram(
     return figure
 
 
-def roc_curves(
-    id_scores: ArrayLike, ood_scores: Mapping[str, ArrayLike], *, score: str, title: str
-) -> Figure:
+def roc_curves(id_scores: ArrayLike, ood_scores: Mapping[str, ArrayLike], *, score: str, title: str) -> Figure:
     """Share of ID against share of OOD inputs accepted, one curve an OOD set, with its AUROC in the legend.
 
     Args:
@@ -90,7 +88,7 @@ def roc_curves(
     Raises:
         ValueError: scores that are empty, NaN or not one-dimensional.
     """
-    figure = _figure(height=3.4, n_labels=len(ood_scores))
+    figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
     axes = _axes(figure.add_subplot(), f"{title}: {score}", "OOD accepted (FPR)", "ID accepted (TPR)")
     axes.plot([0, 1], [0, 1], color=_ID_EDGE, linewidth=0.8, linestyle=(0, (1, 3)))
     for style, (name, scores) in zip(_styles(len(ood_scores)), ood_scores.items(), strict=True):
@@ -176,12 +174,12 @@ def save_figure(figure: Figure, path: Path) -> None:
         write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=200))
 
 
-def _score_range(known: FloatArray, unknown: list[FloatArray]) -> tuple[float, float]:
-    """The axis of :func:`score_histogram`, never of width 0."""
-    # Infinite scores, which have no percentiles between them, count as the largest that float32 has.
-    lows, medians, highs = np.transpose(
-        [np.percentile(s.clip(-_LARGEST, _LARGEST), [0.5, 50, 99.5]) for s in (known, *unknown)]
-    )
+def _score_range(ascending: list[FloatArray]) -> tuple[float, float]:
+    """The axis of :func:`score_histogram`, never of width 0; the ID set comes first."""
+    # Percentiles that are scores themselves: between the scores of a small set there may be none.
+    lows = np.array([s[int(0.005 * (s.size - 1))] for s in ascending])
+    highs = np.array([s[-1 - int(0.005 * (s.size - 1))] for s in ascending])
+    medians = np.array([s[s.size // 2] for s in ascending])
     reach = _REACH * (highs[0] - lows[0])
     if reach > 0:
         nearest, farthest = lows[0] - reach, highs[0] + reach
@@ -212,15 +210,8 @@ def _note(heights: FloatArray, edges: FloatArray, top: float) -> str:
 
 def _styles(n: int) -> list[dict[str, Any]]:
     return [
-        {"color": _COLOURS[i % len(_COLOURS)], "linestyle": _LINES[i // len(_COLOURS) % len(_LINES)]}
-        for i in range(n)
+        {"color": _COLOURS[i % len(_COLOURS)], "linestyle": _LINES[i // len(_COLOURS) % len(_LINES)]} for i in range(n)
     ]
-
-
-def _figure(height: float, n_labels: int) -> Figure:
-    """A figure that is higher by the rows of the legend below its axes."""
-    rows = -(-n_labels // _LEGEND_COLUMNS)
-    return Figure(figsize=(_WIDTH, height + 0.18 * rows), layout="constrained")
 
 
 def _axes(axes: Axes, title: str, x: str, y: str) -> Axes:
@@ -228,20 +219,27 @@ def _axes(axes: Axes, title: str, x: str, y: str) -> Axes:
     axes.set_xlabel(x, fontsize=_TEXT)
     axes.set_ylabel(y, fontsize=_TEXT)
     axes.tick_params(labelsize=_SMALL)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_offset_text().set_fontsize(_SMALL)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
 
 
 def _legend(figure: Figure, title: str | None = None) -> None:
+    """Put a legend below the axes, in as many columns as fit, and make the figure higher by its rows."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(
-            handles,
-            labels,
-            title=title,
-            loc="outside lower center",
-            ncols=min(_LEGEND_COLUMNS, len(handles)),
-            fontsize=_SMALL,
-            title_fontsize=_SMALL,
-            frameon=False,
-        )
+    if not handles:
+        return
+    column = 0.55 + 0.065 * max(map(len, labels))  # inches: the handle, and a little more than a mean character
+    columns = max(1, min(_LEGEND_COLUMNS, int(_WIDTH / column)))
+    figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(labels) // columns))
+    figure.legend(
+        handles,
+        labels,
+        title=title,
+        loc="outside lower center",
+        ncols=columns,
+        fontsize=_SMALL,
+        title_fontsize=_SMALL,
+        frameon=False,
+    )

@@ -86,9 +86,7 @@ LoadRun = Callable[[Path], checkpoints.Run]
 BuildData = Callable[[Mapping[str, Any]], OODDataModule]
 
 
-def evaluate_runs(
-    folders: Mapping[str, Path], options: Options, load_run: LoadRun, build_data: BuildData
-) -> Report:
+def evaluate_runs(folders: Mapping[str, Path], options: Options, load_run: LoadRun, build_data: BuildData) -> Report:
     """Score every run and write its rows before the next one is touched.
 
     A run that fails is logged with its traceback and listed in ``failed-<name>.csv``; the others are not hindered.
@@ -151,9 +149,7 @@ def check_entries(folders: Sequence[Path], entries: Sequence[str]) -> None:
     known = sorted({key for config in configs for key in _leaves(config)})
     for entry in entries:
         if entry not in known:
-            raise ConfigError(
-                f"--config-entries {entry}: no run has such a value{did_you_mean(entry, known)}"
-            )
+            raise ConfigError(f"--config-entries {entry}: no run has such a value{did_you_mean(entry, known)}")
 
 
 def write_tables(report: Report, options: Options) -> None:
@@ -186,9 +182,7 @@ def write_figures(folder: Path, scored: ScoredRun, title: str) -> list[Path]:
         figures[f"hist-{slug}.png"] = plots.score_histogram(known, unknown, score=name, title=title)
         figures[f"roc-{slug}.png"] = plots.roc_curves(known, unknown, score=name, title=title)
     if scored.id_data.probs is not None:
-        figures["reliability.png"] = plots.reliability_diagram(
-            scored.id_data.probs, scored.id_data.labels, title=title
-        )
+        figures["reliability.png"] = plots.reliability_diagram(scored.id_data.probs, scored.id_data.labels, title=title)
     for file, figure in figures.items():
         plots.save_figure(figure, folder / file)
     return [folder / file for file in figures]
@@ -244,9 +238,7 @@ def _write_csv(path: Path, table: pd.DataFrame) -> None:
 def _leaves(node: Any, path: str = "") -> list[str]:
     if not isinstance(node, Mapping):
         return [path]
-    return [
-        leaf for key, value in node.items() for leaf in _leaves(value, f"{path}.{key}" if path else str(key))
-    ]
+    return [leaf for key, value in node.items() for leaf in _leaves(value, f"{path}.{key}" if path else str(key))]
 
 
 def _lookup(config: Mapping[str, Any], entry: str) -> Any:

@@ -50,9 +50,7 @@ class ScoredRun:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def score_loader(
-    method: Method, loader: Iterable[tuple[Tensor, Tensor]], max_batches: int | None = None
-) -> Scored:
+def score_loader(method: Method, loader: Iterable[tuple[Tensor, Tensor]], max_batches: int | None = None) -> Scored:
     """Answers of `method` on the first `max_batches` batches of `loader` (all of them if ``None``).
 
     Results stay on the device until the last batch, so that the host never waits between batches.

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from uncertainty_est.evaluation.scoring import Scored, ScoredRun
-from uncertainty_est.metrics.calibration import classification_metrics, ood_calibration
+from uncertainty_est.metrics.calibration import classification_metrics, uniform_divergence
 from uncertainty_est.metrics.confidence import ood_estimates
 from uncertainty_est.metrics.ood import ood_metrics
 
@@ -104,8 +104,7 @@ def ood_table(
         for name, data in scored.ood.items():
             if data.probs is None:
                 continue
-            divergence = ood_calibration(data.probs)
-            mean, half = _mean_and_half_width(divergence)
+            mean, half = _mean_and_half_width(uniform_divergence(data.probs))
             middle = {
                 "OOD dataset": name,
                 "Score": "OOD Calibration",

@@ -91,7 +91,7 @@ def reliability_bins(probs: ArrayLike, labels: ArrayLike, n_bins: int = N_BINS) 
         ValueError: shapes, probabilities or labels that do not fit, or no bins.
 
     References:
-        Guo et al., arXiv 1706.04599, equations 1-3.
+        Guo et al., arXiv 1706.04599, section 2.
     """
     if n_bins < 1:
         raise ValueError(f"n_bins must be at least 1, got {n_bins}")
@@ -101,28 +101,27 @@ def reliability_bins(probs: ArrayLike, labels: ArrayLike, n_bins: int = N_BINS) 
     return ReliabilityBins(np.linspace(0, 1, n_bins + 1), *bins)
 
 
-def ood_calibration(probs: ArrayLike) -> float:
-    """Distance of predictions on OOD inputs from "I do not know", the mean of ``KL(U || p)``.
+def uniform_divergence(probs: ArrayLike) -> FloatArray:
+    """Distance of each prediction p from "I do not know", ``KL(U || p)`` in nats, ``[N]``.
 
-    ``mean sum_c (log(1/C) - log(p_c + 1e-8)) / C`` with U uniform over C classes: 0 if p is uniform (less by
-    about C * 1e-8), larger for confident predictions.
+    ``sum_c (log(1/C) - log(p_c + 1e-8)) / C`` with U uniform over C classes: 0 if p is uniform (less by about
+    C * 1e-8), larger for confident predictions. Its mean over OOD inputs says how well a method knows there
+    that it does not know.
 
     Args:
-        probs: ``[N, C]`` on OOD inputs, rows sum to 1 within 1e-3.
+        probs: ``[N, C]``, rows sum to 1 within 1e-3.
 
     Raises:
         ValueError: probabilities that are none.
     """
     p = _checked_probs(probs)
-    return float(-np.log(p.shape[1]) - np.log(p + 1e-8).mean())
+    return -np.log(p.shape[1]) - np.log(p + 1e-8).mean(axis=1)
 
 
 def _brier_decomposition(p: FloatArray, y: IntArray) -> dict[str, float]:
     n, n_classes = p.shape
     predicted = p.argmax(axis=1)
-    label_counts = np.bincount(predicted * n_classes + y, minlength=n_classes**2).reshape(
-        n_classes, n_classes
-    )
+    label_counts = np.bincount(predicted * n_classes + y, minlength=n_classes**2).reshape(n_classes, n_classes)
     group_sizes = label_counts.sum(axis=1)
     frequencies = label_counts / np.maximum(group_sizes, 1)[:, None]  # an empty group has weight 0 below
     overall = label_counts.sum(axis=0) / n

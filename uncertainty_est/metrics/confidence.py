@@ -96,9 +96,7 @@ def ood_estimates(
     estimates: dict[str, dict[str, Estimate]] = {}
     for name, sets in members.items():
         value = {metric: float(np.mean([values[s][metric] for s in sets])) for metric in OOD_METRICS}
-        estimates[name] = {
-            "AUROC": Estimate(value["AUROC"], *_delong_interval([ranks[s] for s in sets], level))
-        }
+        estimates[name] = {"AUROC": Estimate(value["AUROC"], *_delong_interval([ranks[s] for s in sets], level))}
         for metric in OOD_METRICS[1:]:
             means = np.mean([resampled[s][metric] for s in sets], axis=0)
             low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
@@ -107,19 +105,13 @@ def ood_estimates(
     return estimates
 
 
-def _checked_groups(
-    groups: Mapping[str, Sequence[str]], ood_scores: Mapping[str, ArrayLike]
-) -> dict[str, list[str]]:
+def _checked_groups(groups: Mapping[str, Sequence[str]], ood_scores: Mapping[str, ArrayLike]) -> dict[str, list[str]]:
     for group, sets in groups.items():
         unknown = [name for name in sets if name not in ood_scores]
         if unknown:
-            raise ValueError(
-                f"group '{group}' names '{unknown[0]}', which is not one of {sorted(ood_scores)}"
-            )
+            raise ValueError(f"group '{group}' names '{unknown[0]}', which is not one of {sorted(ood_scores)}")
         if not sets or len(set(sets)) < len(sets):
-            raise ValueError(
-                f"group '{group}' must name at least one OOD set and none twice, got {list(sets)}"
-            )
+            raise ValueError(f"group '{group}' must name at least one OOD set and none twice, got {list(sets)}")
         if group in ood_scores:
             raise ValueError(f"group '{group}' must not be called like an OOD set")
     return {group: list(sets) for group, sets in groups.items()}
@@ -149,10 +141,9 @@ def _delong_interval(sets: Sequence[Ranks], level: float) -> tuple[float, float]
     A single score says nothing of the spread of its set: the interval is then [0, 1].
 
     References:
-        DeLong, DeLong & Clarke-Pearson (1988), equations 4-6; Pepe, The Statistical Evaluation of Medical
-        Tests (2003), section 5.2 (logit scale); Qin & Hotilovac, Stat. Methods Med. Res. 17 (2008), 207-221;
-        Clopper & Pearson, Biometrika 26 (1934), 404-413; Hoeffding, JASA 58 (1963), section 5b (disjoint
-        pairs of a two-sample U-statistic).
+        DeLong, DeLong & Clarke-Pearson (1988); Pepe, The Statistical Evaluation of Medical Tests (2003),
+        chapter 5, and Qin & Hotilovac, Stat. Methods Med. Res. 17 (2008), 207-221 (logit scale); Clopper &
+        Pearson, Biometrika 26 (1934), 404-413; Hoeffding, JASA 58 (1963), section 5 (disjoint pairs).
     """
     n_smallest = min(min(r.n_id, r.n_ood) for r in sets)
     if n_smallest == 1:
@@ -164,9 +155,7 @@ def _delong_interval(sets: Sequence[Ranks], level: float) -> tuple[float, float]
     if np.ptp(mean_v10) == 0 and all(np.ptp(v) == 0 for v in v01):
         q = tail ** (1 / n_smallest)
         return q * value, value + (1 - q) * (1 - value)
-    variance = (
-        mean_v10.var(ddof=1) / len(mean_v10) + sum(v.var(ddof=1) / len(v) for v in v01) / len(sets) ** 2
-    )
+    variance = mean_v10.var(ddof=1) / len(mean_v10) + sum(v.var(ddof=1) / len(v) for v in v01) / len(sets) ** 2
     half_width = -ndtri(tail) * np.sqrt(variance) / (value * (1 - value))  # the derivative of the logit
     low, high = expit(logit(value) + np.array([-half_width, half_width]))
     return min(float(low), value), max(float(high), value)  # logit and back may round past the value

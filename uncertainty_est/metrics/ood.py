@@ -39,17 +39,13 @@ def ood_metrics(id_scores: ArrayLike, ood_scores: ArrayLike) -> dict[str, float]
         ValueError: scores that are empty, NaN or not one-dimensional.
 
     References:
-        Hendrycks & Gimpel, arXiv 1610.02136 (AUROC, AUPR); Liang et al., arXiv 1706.02690, section 4.2
-        (FPR95, detection error); Davis & Goadrich, ICML 2006 (why not to interpolate precision).
+        Hendrycks & Gimpel, arXiv 1610.02136 (AUROC, AUPR); Liang et al., arXiv 1706.02690 (FPR95,
+        detection error); Davis & Goadrich, ICML 2006 (why not to interpolate precision).
     """
-    return exact_metrics(
-        rank_scores(sorted_scores(id_scores, "id_scores"), sorted_scores(ood_scores, "ood_scores"))
-    )
+    return exact_metrics(rank_scores(sorted_scores(id_scores, "id_scores"), sorted_scores(ood_scores, "ood_scores")))
 
 
-def roc_curve(
-    id_scores: ArrayLike, ood_scores: ArrayLike, max_points: int = 2000
-) -> tuple[FloatArray, FloatArray]:
+def roc_curve(id_scores: ArrayLike, ood_scores: ArrayLike, max_points: int = 2000) -> tuple[FloatArray, FloatArray]:
     """Shares of OOD and of ID inputs that are accepted, from the strictest threshold to the most lenient.
 
     Args:

@@ -48,9 +48,7 @@ class DDU(CEBaseline):
 
     def fit_posthoc(self, loader: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Fit the class Gaussians by streaming sufficient statistics, merged over DDP ranks: one pass, exact."""
-        statistics = GaussianStatistics(
-            self.network.head.out_features, self.network.feature_dim, device=self.device
-        )
+        statistics = GaussianStatistics(self.network.head.out_features, self.network.feature_dim, device=self.device)
         with scoring_mode(self):
             for x, y in loader:
                 statistics.update(self.outputs(x)["features"], y)

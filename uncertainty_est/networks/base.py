@@ -37,9 +37,7 @@ class Network(nn.Module, ABC):
         return self.head(self.features(x))
 
 
-def image_shape(
-    data_shape: Sequence[int], *, network: str, min_size: int, instead: str = "fc"
-) -> tuple[int, int, int]:
+def image_shape(data_shape: Sequence[int], *, network: str, min_size: int, instead: str = "fc") -> tuple[int, int, int]:
     """`data_shape` as ``(channels, height, width)``, if `network` can take it.
 
     Args:
@@ -54,8 +52,7 @@ def image_shape(
     shape = [int(n) for n in data_shape]
     if len(shape) != 3 or min(shape) < 1:
         raise ConfigError(
-            f"network {network} needs images [channels, height, width], got data_shape {shape};"
-            " choose network=fc"
+            f"network {network} needs images [channels, height, width], got data_shape {shape}; choose network=fc"
         )
     channels, height, width = shape
     if min(height, width) < min_size:

@@ -57,8 +57,7 @@ class FC(Network):
         shape, widths = [int(n) for n in data_shape], [int(n) for n in hidden_dims]
         if not shape or min(shape) < 1:
             raise ConfigError(
-                f"network fc needs inputs of at least one number, got data_shape {shape};"
-                " set fixed.data_shape"
+                f"network fc needs inputs of at least one number, got data_shape {shape}; set fixed.data_shape"
             )
         if residual and len(set(widths)) != 1:
             raise ValueError(f"hidden_dims must be equal widths with residual=True, got {widths}")

@@ -91,9 +91,7 @@ class _Block(nn.Module):
         self.out_channels = 4 * width if bottleneck else width
 
         def conv(c_in: int, c_out: int, kernel: int, step: int, at: tuple[int, int]) -> list[nn.Module]:
-            layer = make.conv(
-                c_in, c_out, kernel, stride=step, padding=kernel // 2, bias=False, input_size=at
-            )
+            layer = make.conv(c_in, c_out, kernel, stride=step, padding=kernel // 2, bias=False, input_size=at)
             return [layer, nn.BatchNorm2d(c_out)]
 
         def act() -> nn.Module:

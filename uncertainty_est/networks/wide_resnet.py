@@ -65,9 +65,7 @@ class WideResNet(Network):
             raise ValueError(f"depth must be one of 10, 16, 22, 28, ... (6n + 4), got {depth}")
         if norm not in ("batch", "none"):
             raise ValueError(f"norm must be 'batch' or 'none', got '{norm}'")
-        parts = _Parts(
-            layers or Layers(), norm == "batch", bn_momentum, activation, negative_slope, mod, dropout
-        )
+        parts = _Parts(layers or Layers(), norm == "batch", bn_momentum, activation, negative_slope, mod, dropout)
         size = (height, width)
         self.stem = parts.conv(channels, 16, 3, 1, size)
         self.blocks = nn.Sequential()

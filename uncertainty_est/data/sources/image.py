@@ -44,9 +44,7 @@ class Digits(PartitionedSource):
     def load(self, part: Part) -> tuple[Tensor, Tensor]:
         bunch = load_digits()
         levels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-        return fit_images(to_nchw(levels), self.shape, self.name), torch.as_tensor(
-            bunch.target, dtype=torch.int64
-        )
+        return fit_images(to_nchw(levels), self.shape, self.name), torch.as_tensor(bunch.target, dtype=torch.int64)
 
 
 class PhotoPatches(PartitionedSource):

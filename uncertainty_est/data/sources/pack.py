@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -92,8 +93,7 @@ def read_images(path: Path, part: str) -> tuple[Tensor, Tensor]:
     x, y = read_arrays(path, part)
     if x.dtype != np.uint8 or not (x.ndim == 3 or (x.ndim == 4 and x.shape[-1] in (1, 3))):
         raise DataError(
-            f"{path}: x_{part} must hold uint8 images (N, H, W) or (N, H, W, 1 or 3), got {x.dtype} of shape"
-            f" {x.shape}"
+            f"{path}: x_{part} must hold uint8 images (N, H, W) or (N, H, W, 1 or 3), got {x.dtype} of shape {x.shape}"
         )
     return to_nchw(x), y
 
@@ -110,9 +110,7 @@ def read_arrays(path: Path, part: str) -> tuple[np.ndarray, Tensor]:
             return x, torch.full((len(x),), -1)
         y = _read(pack, path, f"y_{part}")
     if y.dtype.kind not in "iu" or y.ndim != 1:
-        raise DataError(
-            f"{path}: y_{part} must hold integers of shape (N,), got {y.dtype} of shape {y.shape}"
-        )
+        raise DataError(f"{path}: y_{part} must hold integers of shape (N,), got {y.dtype} of shape {y.shape}")
     if len(y) != len(x):
         raise DataError(f"{path}: y_{part} has {len(y)} labels for the {len(x)} rows of x_{part}")
     if not len(y):
@@ -122,16 +120,21 @@ def read_arrays(path: Path, part: str) -> tuple[np.ndarray, Tensor]:
     return x, torch.from_numpy(y.astype(np.int64))
 
 
-def _open(path: Path) -> np.lib.npyio.NpzFile:
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file; {_LAYOUT}, put it there")
+@contextmanager
+def _open(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     try:
-        pack = np.load(path, allow_pickle=False)
-    except _READ_ERRORS as error:
-        raise DataError(f"{path}: is damaged or no .npz file ({error}); write it again") from error
-    if not isinstance(pack, np.lib.npyio.NpzFile):
-        raise DataError(f"{path}: holds a single array; {_LAYOUT}")
-    return pack
+        stream = path.open("rb")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be opened ({error.strerror}); {_LAYOUT}, put it there") from error
+    with stream:  # our own: NumPy leaves the files that it opens and cannot read open
+        try:
+            pack = np.load(stream, allow_pickle=False)
+        except _READ_ERRORS as error:
+            raise DataError(f"{path}: is damaged or no .npz file ({error}); write it again") from error
+        if not isinstance(pack, np.lib.npyio.NpzFile):
+            raise DataError(f"{path}: holds a single array; {_LAYOUT}")
+        with pack:
+            yield pack
 
 
 def _read(pack: np.lib.npyio.NpzFile, path: Path, key: str) -> np.ndarray:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image, read_file
 
 from uncertainty_est.data.source import Part, PartitionedSource
 from uncertainty_est.data.sources.pack import pack_parts, read_images
@@ -193,10 +193,7 @@ class TorchvisionImages(PartitionedSource):
         self._check_not_empty(part)
         dataset_class = getattr(torchvision.datasets, self.name)
         try:
-            return [
-                dataset_class(self.root, **arguments, download=True)
-                for arguments in self._published.parts[part]
-            ]
+            return [dataset_class(self.root, **arguments, download=True) for arguments in self._published.parts[part]]
         except _READ_ERRORS as error:
             raise self._unreadable(part, error) from error
 
@@ -220,12 +217,11 @@ class TorchvisionImages(PartitionedSource):
 
     def _read_files(self, subset: Any, part: str) -> tuple[Tensor, Tensor]:
         """Images of different sizes, one file each: only the fitted ones are in memory together."""
-        subset.loader = lambda path: decode_image(read_file(str(path)), ImageReadMode.RGB)
         images, labels = [], []
         try:
             for number in range(len(subset)):
                 image, label = subset[number]
-                images.append(fit_images(image.unsqueeze(0), self.shape, self.name))
+                images.append(fit_images(to_nchw(np.array(image)[None]), self.shape, self.name))
                 labels.append(label)
         except _READ_ERRORS as error:
             raise self._unreadable(part, error) from error

@@ -49,9 +49,7 @@ class TwoMoons(PartitionedSource):
 
     def load(self, part: Part) -> tuple[Tensor, Tensor]:
         x, y = make_moons(self.n, noise=0.1, random_state=_POINTS_SEED)
-        return fit_table(2 * x + np.array([-1.0, -0.2]), self.shape, self.name), torch.from_numpy(
-            y.astype(np.int64)
-        )
+        return fit_table(2 * x + np.array([-1.0, -0.2]), self.shape, self.name), torch.from_numpy(y.astype(np.int64))
 
 
 class FarGrid2D(PartitionedSource):
@@ -160,9 +158,7 @@ class AnomalousGaussian2D(PartitionedSource):
         return fit_table(x, self.shape, self.name), y
 
 
-def _clusters_on_circle(
-    *, clusters: int, points: int, radius: float, std: float
-) -> tuple[np.ndarray, Tensor]:
+def _clusters_on_circle(*, clusters: int, points: int, radius: float, std: float) -> tuple[np.ndarray, Tensor]:
     """Gaussian clusters with centres at equal steps, clockwise from the top: points and cluster numbers."""
     angle = 2 * math.pi * np.arange(clusters) / clusters
     centres = radius * np.stack([np.sin(angle), np.cos(angle)], axis=1)

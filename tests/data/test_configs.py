@@ -1,0 +1,79 @@
+"""Every YAML file in configs/source builds a data set that keeps the contract; new files are found by"
+" themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from uncertainty_est.data.source import SPLIT_NAMES, Source, Split
+from uncertainty_est.errors import DataError
+
+FILES = sorted((Path(__file__).resolve().parents[2] / "configs" / "source").glob("*.yaml"))
+SHAPES = ([2], [13], [30], [1, 8, 8])
+
+
+def build(file: Path, root: Path, split_seed: int = 1) -> Source:
+    """The source at the first of `SHAPES` that it can make."""
+    for shape in SHAPES:
+        fixed = {"data_shape": shape, "data_root": str(root), "split_seed": split_seed}
+        config = OmegaConf.create({"fixed": fixed, "node": OmegaConf.load(file)})
+        source = instantiate(config.node)  # with OmegaConf's own lists, as Hydra hands them over by default
+        try:
+            source.prepare()
+            source.split("test")
+        except DataError:
+            continue
+        return source
+    raise AssertionError(f"{file.name} can make none of {SHAPES}")
+
+
+def splits_of(source: Source) -> dict[str, Split]:
+    splits = {}
+    for name in SPLIT_NAMES:
+        try:
+            splits[name] = source.split(name)
+        except DataError as error:  # sets that are there to be OOD use all they have for validation and
+        testing
+            assert name == "train" and "its train split is empty" in str(error)
+    return splits
+
+
+def test_there_are_sources() -> None:
+    assert len(FILES) >= 22
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_shapes_types_labels_and_disjoint_deterministic_splits(
+    file: Path, published: Callable[[], Path]
+) -> None:
+    root = published()
+    source, again, other = build(file, root), build(file, root), build(file, root, split_seed=2)
+    splits, repeated, reseeded = splits_of(source), splits_of(again), splits_of(other)
+    assert {"val", "test"} <= set(splits)
+    for name, split in splits.items():
+        n = len(split)
+        assert n > 0
+        assert split.x.shape == (n, *source.shape) and split.y.shape == split.indices.shape == (n,)
+        assert split.x.dtype == (torch.uint8 if len(source.shape) == 3 else torch.float32)
+        assert split.x.is_contiguous() and split.y.dtype == split.indices.dtype == torch.int64
+        assert (split.y == -1).all() or split.y.min() >= 0
+        for field in ("x", "y", "indices"):
+            assert torch.equal(getattr(split, field), getattr(repeated[name], field))
+    for part in {split.part for split in splits.values()}:
+        indices = torch.cat([split.indices for split in splits.values() if split.part == part])
+        assert len(indices.unique()) == len(indices)
+    assert not torch.equal(splits["val"].x, reseeded["val"].x), "split_seed changes nothing"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_shape_that_cannot_be_made_is_refused(file: Path, published: Callable[[], Path]) -> None:
+    fixed = {"data_shape": [2, 3], "data_root": str(published()), "split_seed": 1}
+    config = OmegaConf.create({"fixed": fixed, "node": OmegaConf.load(file)})
+    with pytest.raises(DataError, match=r"shape|\(2, 3\)"):
+        instantiate(config.node).split("test")
