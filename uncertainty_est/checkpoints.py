@@ -50,7 +50,7 @@ def save_config(run_dir: Path, fixed: Mapping[str, Any]) -> None:
 
 def save_splits(run_dir: Path, splits: Mapping[str, np.ndarray]) -> None:
     """Write the indices of the train, validation and test samples."""
-    write_atomically(run_dir / SPLITS_FILE, lambda path: np.savez_compressed(path, **splits))
+    write_atomically(run_dir / SPLITS_FILE, lambda path: np.savez_compressed(path, **dict(splits))  # type: ignore[arg-type])
 
 
 def save_weights(run_dir: Path, method: Method) -> None:

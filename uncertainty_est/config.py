@@ -47,6 +47,17 @@ def as_names(value: Any) -> list[str]:
     return [str(name) for name in value]
 
 
+def as_dict(node: Any) -> dict[str, Any]:
+    """`node` as a dictionary with text keys.
+
+    Raises:
+        ConfigError: it is a list or a single value.
+    """
+    if not isinstance(node, dict):
+        raise ConfigError(f"expected a section of keys, got {node!r}")
+    return {str(key): value for key, value in node.items()}
+
+
 def grid_dataset_names(grid: Mapping[str, Any] | None) -> list[str]:
     """Names of data sets among a grid's ``choice`` options, so that a swept data set is inlined as well."""
     names: list[str] = []

@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 
 from uncertainty_est import checkpoints
-from uncertainty_est.config import inline_sources
+from uncertainty_est.config import as_dict, inline_sources
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.evaluation.report import Options, Report, evaluate_runs
@@ -77,8 +77,7 @@ def with_sources(fixed: Mapping[str, Any], source_dir: Path) -> dict[str, Any]:
     config = OmegaConf.create({"fixed": {key: fixed[key] for key in ("data_root", "data_shape", "split_seed")}})
     new = [name for name in fixed["test_ood_datasets"] if name not in fixed["sources"]]
     inline_sources(config.fixed, source_dir, new)
-    added = OmegaConf.to_container(config.fixed, resolve=True)
-    assert isinstance(added, dict)
+    added = as_dict(OmegaConf.to_container(config.fixed, resolve=True))
     complete = dict(fixed) | {"sources": {**added.get("sources", {}), **fixed["sources"]}}
     check_ood_sets(complete)
     return complete

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from uncertainty_est.cluster.grid import check_keys, expand
-from uncertainty_est.config import grid_dataset_names, inline_sources, validate
+from uncertainty_est.config import as_dict, grid_dataset_names, inline_sources, validate
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.run import check_ood_sets, run
 
@@ -30,8 +30,8 @@ def points_of(config: DictConfig, source_dir: Path) -> list[dict[str, Any]]:
     Raises:
         ConfigError: with all problems of a point at once.
     """
-    grid = OmegaConf.to_container(config.grid, resolve=True) if config.get("grid") else None
-    overrides = expand(grid)  # type: ignore[arg-type]
+    grid = as_dict(OmegaConf.to_container(config.grid, resolve=True)) if config.get("grid") else None
+    overrides = expand(grid)
     check_keys(overrides, _dotted_keys(config.fixed))
     points = []
     for override in overrides:
@@ -40,11 +40,10 @@ def points_of(config: DictConfig, source_dir: Path) -> list[dict[str, Any]]:
         for key, value in override.items():
             OmegaConf.update(point.fixed, key, value, merge=False)
         try:
-            inline_sources(point.fixed, source_dir, grid_dataset_names(grid))  # type: ignore[arg-type]
-            fixed = OmegaConf.to_container(point.fixed, resolve=True, throw_on_missing=True)
+            inline_sources(point.fixed, source_dir, grid_dataset_names(grid))
+            fixed = as_dict(OmegaConf.to_container(point.fixed, resolve=True, throw_on_missing=True))
         except OmegaConfBaseException as error:
             raise ConfigError(f"{error.full_key or 'fixed'}: {str(error).splitlines()[0]}") from error
-        assert isinstance(fixed, dict)
         validate(fixed, run)
         check_ood_sets(fixed)
         points.append(fixed)
@@ -77,8 +76,8 @@ def _dotted_keys(node: Any, path: str = "") -> set[str]:
     if not isinstance(node, DictConfig):
         return set()
     keys = set()
-    for key in node:
-        dotted = f"{path}.{key}" if path else str(key)
+    for key in map(str, node):
+        dotted = f"{path}.{key}" if path else key
         keys.add(dotted)
         if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
             keys |= _dotted_keys(node[key], dotted)

@@ -52,7 +52,9 @@ def run(
     earlystop_config: Mapping[str, Any] | None = None,
     logger: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Build, train, fit what is fitted after training, save and score one method. This signature is the schema of ``fixed``.
+    """Build, train, fit what is fitted after training, save and score one method.
+
+    This signature is the schema of ``fixed``.
 
     Args:
         model: name of the model configuration; with `dataset` and `seed` it names the run folder.

@@ -199,8 +199,10 @@ class TableTransform:
             shift, scale = quartiles[1], quartiles[2] - quartiles[0]
         else:
             shift, scale = torch.zeros_like(low), torch.ones_like(low)
-        # A constant column's standard deviation is rounding noise rather than 0.
-        scale = torch.where((high > low) & (scale > 0), scale, 1.0)
+        # A constant feature's standard deviation is rounding noise rather than 0, and float32 overflows where a
+        # feature's range is divided by next to nothing.
+        smallest = (1e-30 * (high - low)).clamp(min=torch.finfo(torch.float32).tiny)
+        scale = torch.where((high > low) & (scale > smallest), scale, 1.0)
         self._shift, self._scale = shift.float(), scale.float()
         return self
 

@@ -115,7 +115,7 @@ def save_scores(path: Path, scored: ScoredRun) -> None:
         for score, values in data.scores.items():
             # A member of a .npz is a file in a zip archive: a slash in "p(x)/y" would become a folder.
             arrays[f"{name}/score:{score.replace('/', '|')}"] = values
-    write_atomically(path, lambda p: np.savez_compressed(p, **arrays))
+    write_atomically(path, lambda p: np.savez_compressed(p, **arrays)  # type: ignore[arg-type])
 
 
 def _to_numpy(parts: list[Tensor]) -> np.ndarray:

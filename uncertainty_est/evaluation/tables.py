@@ -40,7 +40,8 @@ class RunInfo:
     run: str
     entries: Mapping[str, Any] = field(default_factory=dict)
 
-    def _row(self, middle: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    def row(self, middle: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+        """A table's row: what the original's tables said of a run, `middle`, the entries, then `ours`."""
         head = {"Model": self.model, "Model Type": self.model_type, "ID dataset": self.id_dataset}
         tail = {"Config": self.config, "Seed": self.seed, "Run": self.run}
         return {**head, **middle, **self.entries, **ours, **tail}
@@ -96,10 +97,10 @@ def ood_table(
         estimates = ood_estimates(known, unknown, groups=members, n_boot=n_boot, seed=0)
         for name, metrics in estimates.items():
             for metric, estimate in metrics.items():
-                middle = {"OOD dataset": name, "Score": score, "Metric": metric}
-                middle["Value"] = percent(metric, estimate.value)
+                value = percent(metric, estimate.value)
+                middle = {"OOD dataset": name, "Score": score, "Metric": metric, "Value": value}
                 low, high = percent(metric, estimate.low), percent(metric, estimate.high)
-                rows.append(info._row(middle, ours(name, low, high, headline=i == 0)))
+                rows.append(info.row(middle, ours(name, low, high, headline=i == 0)))
     if calibration:
         for name, data in scored.ood.items():
             if data.probs is None:
@@ -111,7 +112,7 @@ def ood_table(
                 "Metric": "KL from uniform",
                 "Value": mean,
             }
-            rows.append(info._row(middle, ours(name, mean - half, mean + half, headline=False)))
+            rows.append(info.row(middle, ours(name, mean - half, mean + half, headline=False)))
     return pd.DataFrame(rows)
 
 
@@ -122,7 +123,7 @@ def clf_table(info: RunInfo, scored: ScoredRun) -> pd.DataFrame:
         return pd.DataFrame()
     metrics = classification_metrics(data.probs, data.labels)
     return pd.DataFrame(
-        info._row({"Metric": name, "Value": percent(name, value)}, {"n_id": len(data.labels)})
+        info.row({"Metric": name, "Value": percent(name, value)}, {"n_id": len(data.labels)})
         for name, value in metrics.items()
     )
 

@@ -30,7 +30,7 @@ class DDU(CEBaseline):
     Args:
         network: a residual network with ``layers`` = :class:`~uncertainty_est.networks.lipschitz.SpectralLayers`.
         min_jitter: smallest number added to every covariance's diagonal; the search for one that works starts there.
-            0 is the reference's; with fewer samples of a class than features, it leaves directions of nearly no variance.
+            0 is the reference's; with fewer samples of a class than features, some directions then have no variance.
     """
 
     posthoc_split = "train"
