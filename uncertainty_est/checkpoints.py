@@ -15,7 +15,7 @@ import yaml
 
 from uncertainty_est.config import build, validate
 from uncertainty_est.errors import ConfigError, DataError
-from uncertainty_est.files import write_atomically
+from uncertainty_est.files import write_atomically, write_npz
 from uncertainty_est.models.base import Method
 
 CONFIG_FILE = "config.yaml"
@@ -50,7 +50,7 @@ def save_config(run_dir: Path, fixed: Mapping[str, Any]) -> None:
 
 def save_splits(run_dir: Path, splits: Mapping[str, np.ndarray]) -> None:
     """Write the indices of the train, validation and test samples."""
-    write_atomically(run_dir / SPLITS_FILE, lambda path: np.savez_compressed(path, **dict(splits))  # type: ignore[arg-type])
+    write_npz(run_dir / SPLITS_FILE, splits)
 
 
 def save_weights(run_dir: Path, method: Method) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from uncertainty_est.errors import ConfigError
 
@@ -37,6 +39,12 @@ def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically. NaN is refused, since other readers refuse it too."""
     text = json.dumps(content, indent=2, allow_nan=False)
     write_atomically(path, lambda p: p.write_text(text + "\n"))
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays as a compressed ``.npz``, atomically."""
+    # numpy's annotations take the names of arrays for its own option allow_pickle.
+    write_atomically(path, lambda p: np.savez_compressed(p, **dict(arrays)))  # type: ignore[arg-type]
 
 
 def make_folder(path: Path, key: str) -> Path:

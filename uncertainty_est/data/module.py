@@ -222,6 +222,5 @@ class OODDataModule(pl.LightningDataModule):
                 names = ", ".join(name for name, split in splits.items() if split.part == part)
                 raise DataError(
                     f"{self.id_source.name}: {repeated} items of its '{part}' file are more than once in the"
-                    " splits"
-                    f" {names}; splits must be disjoint"
+                    f" splits {names}; splits must be disjoint"
                 )

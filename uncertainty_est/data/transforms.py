@@ -67,8 +67,7 @@ class ImageTransform:
         if self.crop_padding >= min(x_train.shape[-2:]):
             raise DataError(
                 f"fixed.transform.crop_padding is {self.crop_padding}, which must be less than the images'"
-                " height and"
-                f" width, {tuple(x_train.shape[-2:])}"
+                f" height and width, {tuple(x_train.shape[-2:])}"
             )
         return self
 

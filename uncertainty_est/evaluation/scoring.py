@@ -14,7 +14,7 @@ from torch import Tensor
 
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.errors import DataError
-from uncertainty_est.files import write_atomically
+from uncertainty_est.files import write_npz
 from uncertainty_est.models.base import Method
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def save_scores(path: Path, scored: ScoredRun) -> None:
         for score, values in data.scores.items():
             # A member of a .npz is a file in a zip archive: a slash in "p(x)/y" would become a folder.
             arrays[f"{name}/score:{score.replace('/', '|')}"] = values
-    write_atomically(path, lambda p: np.savez_compressed(p, **arrays)  # type: ignore[arg-type])
+    write_npz(path, arrays)
 
 
 def _to_numpy(parts: list[Tensor]) -> np.ndarray:

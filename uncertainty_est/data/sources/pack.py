@@ -62,8 +62,7 @@ class NpzPack(PartitionedSource):
             if x.ndim != 2 or x.dtype.kind != "f":
                 raise DataError(
                     f"{self.path}: x_{part} must be a table (N, D) of float32 to fit the shape {self.shape},"
-                    " got"
-                    f" {x.dtype} of shape {x.shape}"
+                    f" got {x.dtype} of shape {x.shape}"
                 )
             return fit_table(x, self.shape, f"x_{part} of {self.path}"), y
         check_image_shape(self.shape, self.name)

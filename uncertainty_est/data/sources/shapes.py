@@ -75,8 +75,7 @@ def fit_table(x: np.ndarray | Tensor, shape: Sequence[int], name: str) -> Tensor
     if tuple(table.shape[1:]) != tuple(shape):
         raise DataError(
             f"{name} is a table of {table.shape[1]} features and cannot be given the shape {tuple(shape)};"
-            " the"
-            f" fixed.data_shape that fits is [{table.shape[1]}]"
+            f" the fixed.data_shape that fits is [{table.shape[1]}]"
         )
     if not bool(torch.isfinite(table).all()):
         raise DataError(f"{name} has values that are NaN or infinite; remove those rows or fill them in")
