@@ -47,7 +47,7 @@ def quick_overrides(model: str, data_root: Path, output_folder: Path) -> list[st
     if model.startswith("fc_"):
         kind = ["dataset=gaussian2d", "fixed.trainer_config.max_epochs=25"]
     else:
-        kind = ["dataset=digits", "network=wrn_10_1", "fixed.trainer_config.max_epochs=6"]
+        kind = ["dataset=digits", "network=wrn_10_1", "fixed.trainer_config.max_epochs=15"]
     return [
         *kind,
         f"model={model}",

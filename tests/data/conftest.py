@@ -1,5 +1,4 @@
-"""No test of the data floor may reach the network; published data sets are small files that the tests"
-" write."""
+"""No test of the data floor may reach the network; published sets are small files written by the tests."""
 
 from __future__ import annotations
 
@@ -25,8 +24,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Path]:
-    """Writes every published data set in its official layout, a few images each, and returns the root"
-    " folder."""
+    """Writes every published data set in its official layout, a few images each, and returns the root."""
 
     def is_there(path: str, md5: str | None = None) -> bool:
         return Path(path).is_file()

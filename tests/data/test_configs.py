@@ -1,5 +1,4 @@
-"""Every YAML file in configs/source builds a data set that keeps the contract; new files are found by"
-" themselves."""
+"""Every YAML file in configs/source, found by globbing, builds a data set that keeps the contract."""
 
 from __future__ import annotations
 
@@ -34,12 +33,11 @@ def build(file: Path, root: Path, split_seed: int = 1) -> Source:
 
 
 def splits_of(source: Source) -> dict[str, Split]:
-    splits = {}
+    splits: dict[str, Split] = {}
     for name in SPLIT_NAMES:
         try:
             splits[name] = source.split(name)
-        except DataError as error:  # sets that are there to be OOD use all they have for validation and
-        testing
+        except DataError as error:  # OOD sets use all they have for validation and testing
             assert name == "train" and "its train split is empty" in str(error)
     return splits
 
@@ -49,9 +47,7 @@ def test_there_are_sources() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_shapes_types_labels_and_disjoint_deterministic_splits(
-    file: Path, published: Callable[[], Path]
-) -> None:
+def test_shapes_types_labels_and_disjoint_deterministic_splits(file: Path, published: Callable[[], Path]) -> None:
     root = published()
     source, again, other = build(file, root), build(file, root), build(file, root, split_seed=2)
     splits, repeated, reseeded = splits_of(source), splits_of(again), splits_of(other)

@@ -1,5 +1,4 @@
-"""The data module: one transform for all, every set read once, and what is wrong with a set said before"
-" training."""
+"""The data module: one transform for all, every set read once, and faults named before training."""
 
 from __future__ import annotations
 
@@ -53,7 +52,7 @@ class Bent(Source):
         self.source.prepare()
 
     def split(self, name: SplitName) -> Split:
-        return self.fault.get(name) or self.source.split(name)
+        return self.fault[name] if name in self.fault else self.source.split(name)
 
 
 def test_training_batches_are_shuffled_and_scaled_by_the_training_split() -> None:
@@ -118,10 +117,10 @@ def test_image_training_is_augmented_and_everything_else_is_not() -> None:
 
 
 def test_outliers_come_along_in_training() -> None:
-    data = module(ood_source=memory(split_seed=7))
+    data = module(ood_source=memory())
     batches = list(data.train_dataloader())
     assert all(set(batch) == {"id", "ood"} for batch in batches)
-    # The same rows as the ID set's file, in an order of their own.
+    # The same items as the ID set, in an order of their own.
     assert not torch.equal(batches[0]["id"][0], batches[0]["ood"][0])
 
 
@@ -136,9 +135,9 @@ def test_items_in_network_space_are_not_transformed() -> None:
 
 
 def test_unscaled_images_reach_the_network_as_bytes() -> None:
-    digits = {"id_source": Digits(), "transform": ImageTransform(), "data_shape": [1, 8, 8], "num_classes":
-    10} data = module(test_ood_sources={"u": Unscaled(Digits())}, **digits) assert max(float(x.max()) for x,
-    _ in data.ood_loader("u", "test")) == 255
+    digits = {"id_source": Digits(), "transform": ImageTransform(), "data_shape": [1, 8, 8], "num_classes": 10}
+    data = module(test_ood_sources={"u": Unscaled(Digits())}, **digits)
+    assert max(float(x.max()) for x, _ in data.ood_loader("u", "test")) == 255
 
 
 def test_a_set_that_cannot_be_read_does_not_hinder_the_others(tmp_path: Path) -> None:
@@ -161,8 +160,7 @@ def test_an_unknown_ood_set_is_named() -> None:
 
 
 def test_another_shape_is_refused_for_id_and_ood_sets() -> None:
-    with pytest.raises(DataError, match=r"memory: items have the shape \(2,\), but fixed.data_shape is
-    \(3,\)"):
+    with pytest.raises(DataError, match=r"memory: items have the shape \(2,\), but .*data_shape is \(3,\)"):
         module(data_shape=[3]).setup("fit")
     data = module(test_ood_sources={"noise": UniformNoise([5])})
     with pytest.raises(DataError, match=r"uniform_noise: items have the shape \(5,\)"):
@@ -170,8 +168,7 @@ def test_another_shape_is_refused_for_id_and_ood_sets() -> None:
 
 
 def test_labels_outside_the_classes_are_refused() -> None:
-    with pytest.raises(DataError, match="memory: labels of its train split range from 0 to 2, but
-    fixed.num_classes is 2"):
+    with pytest.raises(DataError, match="labels of its train split range from 0 to 2, but .* allows 0 to 1"):
         module(num_classes=2).setup("fit")
     val = memory().split("val")
     bent = Bent(memory(), {"val": replace(val, y=val.y - 1)})
@@ -181,8 +178,7 @@ def test_labels_outside_the_classes_are_refused() -> None:
 
 def test_splits_that_share_items_are_refused() -> None:
     bent = Bent(memory(), {"val": memory().split("train")})
-    with pytest.raises(DataError, match="80 items of its 'train' file are more than once in the splits
-    train, val"):
+    with pytest.raises(DataError, match="80 items of its 'train' file are more than once .* train, val"):
         module(id_source=bent).setup("fit")
 
 

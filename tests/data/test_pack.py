@@ -43,7 +43,7 @@ def test_images_without_and_with_a_channel_axis(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_tables(tmp_path: Path, dtype: type) -> None:
-    x = np.random.default_rng(0).normal(size=(TRAIN, 4)).astype(dtype)
+    x: np.ndarray = np.random.default_rng(0).normal(size=(TRAIN, 4)).astype(dtype)
     source = pack(tmp_path, (4,), **good() | {"x_train": x, "x_test": x[:TEST]})
     split = source.split("train")
     assert np.array_equal(split.x, x[split.indices].astype(np.float32))
@@ -75,8 +75,7 @@ def test_the_test_part_may_stand_alone_with_or_without_labels(tmp_path: Path) ->
         ({"x_train": np.array([object()] * TRAIN)}, "'x_train' cannot be read"),
     ],
 )
-def test_what_is_wrong_is_named_with_file_and_key(tmp_path: Path, change: dict[str, Any], message: str) ->
-None:
+def test_what_is_wrong_is_named_with_file_and_key(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     arrays = {key: value for key, value in (good() | change).items() if value is not None}
     source = pack(tmp_path, **arrays)
     with pytest.raises(DataError, match=message) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -18,8 +20,9 @@ from uncertainty_est.errors import DataError
     ("name", "load", "sizes"),
     [("wine", load_wine, (125, 17, 36)), ("breast_cancer", load_breast_cancer, (398, 57, 114))],
 )
-def test_bundled_tables_keep_their_units(name: str, load, sizes: tuple[int, ...]) -> None:  # type:
-ignore[no-untyped-def]
+def test_bundled_tables_keep_their_units(
+    name: str, load: Callable[..., tuple[np.ndarray, np.ndarray]], sizes: tuple[int, ...]
+) -> None:
     data, target = load(return_X_y=True)
     source = BundledTable(name, [data.shape[1]])
     for split_name, size in zip(SPLIT_NAMES, sizes, strict=True):

@@ -1,5 +1,4 @@
-"""Scaling and augmentation: exact where pixels only move, closed forms and independent libraries"
-" elsewhere."""
+"""Scaling and augmentation: exact where pixels only move, closed forms and other libraries elsewhere."""
 
 from __future__ import annotations
 
