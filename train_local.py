@@ -17,7 +17,8 @@ def main(config: DictConfig) -> None:
     from uncertainty_est.launch import points_of, run_points
 
     log_to_console()
-    run_points(points_of(config, CONFIGS / "source"))
+    with one_sentence_errors():  # inside as well: Hydra adds a line of its own to what leaves this function
+        run_points(points_of(config, CONFIGS / "source"))
 
 
 if __name__ == "__main__":

@@ -72,6 +72,8 @@ def score_histogram(id_scores: ArrayLike, ood_scores: Mapping[str, ArrayLike], *
         axes.stairs(heights, edges, label=name + _note(heights, edges, top), **style)
     axes.set_xlim(low, high)
     axes.set_ylim(0, 1.05 * top)
+    axes.locator_params(axis="x", nbins=6)
+    axes.ticklabel_format(style="sci", scilimits=(-3, 4), useMathText=True)
     _legend(figure)
     return figure
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from uncertainty_est import checkpoints
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.errors import ConfigError, DataError, did_you_mean
 from uncertainty_est.evaluation import plots
 from uncertainty_est.evaluation.aggregate import RunTables, aggregate
+from uncertainty_est.evaluation.plane import score_plane
 from uncertainty_est.evaluation.scoring import ScoredRun, save_scores, score_loader, score_run
 from uncertainty_est.evaluation.tables import RunInfo, clf_table, ood_table
 from uncertainty_est.files import write_atomically, write_json
@@ -103,8 +105,11 @@ def evaluate_runs(folders: Mapping[str, Path], options: Options, load_run: LoadR
         log.info("scoring %s", name)
         try:
             run = load_run(folder)
-            scored = score(run, options, build_data)
+            data = build_data(_asked_for(run.fixed, options))
+            scored = score(run, data, options)
             _add(report, name, run, scored, options)
+            if options.figures:
+                draw(report, name, run, data, scored, options)
         except Exception as error:  # noqa: BLE001 (one run's failure, of any kind, must not cost the others' results)
             log.error("%s failed: %s", name, error)
             log.debug("%s", traceback.format_exc())
@@ -113,18 +118,13 @@ def evaluate_runs(folders: Mapping[str, Path], options: Options, load_run: LoadR
     return report
 
 
-def score(run: checkpoints.Run, options: Options, build_data: BuildData) -> ScoredRun:
-    """Score a loaded run on its own or on the given data sets.
+def score(run: checkpoints.Run, data: OODDataModule, options: Options) -> ScoredRun:
+    """Score a loaded run on the OOD sets that were asked for.
 
     Raises:
         DataError: the data's splits are no longer those that the run was trained with.
     """
-    fixed = dict(run.fixed)
-    if options.batch_size:
-        fixed["eval_batch_size"] = options.batch_size
-    names = list(options.ood_datasets) or list(fixed["test_ood_datasets"])
-    extra = [options.id_dataset] if options.id_dataset else []
-    data = build_data(fixed | {"test_ood_datasets": [*names, *extra]})
+    names = list(options.ood_datasets) or list(run.fixed["test_ood_datasets"])
     data.setup("test")
     _check_splits(run, data)
     if not options.id_dataset:
@@ -170,9 +170,21 @@ def write_tables(report: Report, options: Options) -> None:
     report.files = [*written, *(file for file in report.files if file not in written)]
 
 
-def write_figures(folder: Path, scored: ScoredRun, title: str) -> list[Path]:
-    """Score histograms and ROC curves for every score, and a reliability diagram for a classifier."""
+def draw(
+    report: Report, name: str, run: checkpoints.Run, data: OODDataModule, scored: ScoredRun, options: Options
+) -> None:
+    """Score histograms and ROC curves for every score, a reliability diagram, and for two features the plane."""
+    folder = options.output_folder / f"figures-{options.name}" / _slug(name)
     folder.mkdir(parents=True, exist_ok=True)
+    figures = _figures(scored, title=f"{run.fixed['model']} on {options.id_dataset or run.fixed['dataset']}")
+    if data.data_shape == (2,):
+        figures["plane.png"] = score_plane(run.method, data, title=f"{run.fixed['model']}, {run.fixed['dataset']}")
+    for file, figure in figures.items():
+        plots.save_figure(figure, folder / file)
+        report.files.append(folder / file)
+
+
+def _figures(scored: ScoredRun, title: str) -> dict[str, Figure]:
     figures = {}
     for name, known in scored.id_data.scores.items():
         if not scored.ood:
@@ -183,9 +195,22 @@ def write_figures(folder: Path, scored: ScoredRun, title: str) -> list[Path]:
         figures[f"roc-{slug}.png"] = plots.roc_curves(known, unknown, score=name, title=title)
     if scored.id_data.probs is not None:
         figures["reliability.png"] = plots.reliability_diagram(scored.id_data.probs, scored.id_data.labels, title=title)
-    for file, figure in figures.items():
-        plots.save_figure(figure, folder / file)
-    return [folder / file for file in figures]
+    return figures
+
+
+def _asked_for(fixed: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    """A run's configuration with the data sets and the batch size that were asked for."""
+    names = list(options.ood_datasets) or list(fixed["test_ood_datasets"])
+    stand_in = [options.id_dataset] if options.id_dataset else []
+    return {
+        **fixed,
+        "test_ood_datasets": [*names, *stand_in],
+        "eval_batch_size": options.batch_size or fixed["eval_batch_size"],
+    }
+
+
+def _slug(name: str) -> str:
+    return name.replace("/", "__")
 
 
 def _add(report: Report, name: str, run: checkpoints.Run, scored: ScoredRun, options: Options) -> None:
@@ -204,13 +229,9 @@ def _add(report: Report, name: str, run: checkpoints.Run, scored: ScoredRun, opt
     report.runs.append(RunTables(fixed, ood, clf_table(info, scored)))
     for ood_name, sentence in scored.failed.items():
         report.failed.append({"Run": name, "OOD dataset": ood_name, "Error": sentence})
-    slug = name.replace("/", "__")
     scores_folder = options.output_folder / f"scores-{options.name}"
     scores_folder.mkdir(exist_ok=True)
-    save_scores(scores_folder / f"{slug}.npz", scored)
-    if options.figures:
-        folder = options.output_folder / f"figures-{options.name}" / slug
-        report.files.extend(write_figures(folder, scored, title=f"{info.config} on {info.id_dataset}"))
+    save_scores(scores_folder / f"{_slug(name)}.npz", scored)
 
 
 def _check_splits(run: checkpoints.Run, data: OODDataModule) -> None:
