@@ -15,12 +15,14 @@ _SIDE = 160  # grid points along each axis
 _MARGIN = 0.75  # of the data's extent, added on every side: how a score behaves away from the data is the point
 _POINTS = 400  # test points drawn over the scores
 _COLUMNS = 3
+_REACH = 4.0
 
 
 def score_plane(method: Method, data: OODDataModule, title: str) -> Figure:
     """Every score of `method` over the plane of a two-feature data set, with some of its test points.
 
-    Colours run from the 1st to the 99th percentile of a score over the grid; brighter is more in-distribution.
+    Colours run from the 1st to the 99th percentile of a score over the grid, but not further down than four widths
+    of the test points' scores below them: what is darkest is out, however far. Brighter is more in-distribution.
 
     Args:
         method: scores ``[B, 2]``.
@@ -33,6 +35,7 @@ def score_plane(method: Method, data: OODDataModule, title: str) -> Figure:
     axes_values = [torch.linspace(float(a), float(b), _SIDE) for a, b in zip(low - margin, high + margin, strict=True)]
     grid = torch.cartesian_prod(*axes_values)
     scores = method.predict(data.transform(grid).to(method.device)).scores
+    known = method.predict(data.transform(split.x).to(method.device)).scores
 
     columns = min(_COLUMNS, len(scores))
     rows = math.ceil(len(scores) / columns)
@@ -43,6 +46,8 @@ def score_plane(method: Method, data: OODDataModule, title: str) -> Figure:
     for panel, (name, values) in zip(panels, scores.items(), strict=False):
         image = values.cpu().numpy().reshape(_SIDE, _SIDE).T
         bottom, top = np.percentile(image, [1, 99])
+        least, most = np.percentile(known[name].cpu().numpy(), [1, 99])
+        bottom = max(bottom, least - _REACH * (most - least))
         mesh = panel.pcolormesh(
             axes_values[0].numpy(),
             axes_values[1].numpy(),
@@ -55,7 +60,7 @@ def score_plane(method: Method, data: OODDataModule, title: str) -> Figure:
         panel.scatter(*split.x[:_POINTS].T.numpy(), s=2, c="white", linewidths=0, alpha=0.7)
         panel.set_title(name, fontsize=9)
         panel.tick_params(labelsize=8)
-        bar = figure.colorbar(mesh, ax=panel)
+        bar = figure.colorbar(mesh, ax=panel, extend="min")
         bar.ax.tick_params(labelsize=7)
         bar.formatter.set_powerlimits((-3, 4))  # type: ignore[attr-defined]
         bar.ax.yaxis.get_offset_text().set_fontsize(7)

@@ -1,0 +1,29 @@
+"""Methods learn what their papers say, on data where the answer is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import compose_points
+from uncertainty_est.launch import run_points
+
+
+@pytest.mark.slow
+def test_ddus_density_knows_the_two_moons_and_softmax_entropy_does_not(tmp_path: Path) -> None:
+    """DDU, Fig. 1: far from the data the density is low, while softmax is more certain than on the data."""
+    points = compose_points(
+        "dataset=two_moons",
+        "model=fc_ddu",
+        "trainer=cpu",
+        "logger=none",
+        f"fixed.output_folder={tmp_path}",
+        "fixed.trainer_config.max_epochs=10",
+        "fixed.trainer_config.enable_progress_bar=false",
+    )
+    (results,) = run_points(points)
+    scores = results["ood"]["two_moons_far"]
+    assert results["classification"]["Accuracy"] > 90
+    assert scores["gmm_log_density"]["AUROC"] >= 99
+    assert scores["Entropy"]["AUROC"] < 50

@@ -1,0 +1,67 @@
+"""Every trainer and logger configuration composes; bf16 and the optional logger behave."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import CONFIGS, compose_points, quick_overrides
+from uncertainty_est import checkpoints
+from uncertainty_est.config import build
+from uncertainty_est.errors import ConfigError
+from uncertainty_est.launch import run_points
+from uncertainty_est.run import check_trainer
+
+TRAINERS = sorted(path.stem for path in (CONFIGS / "trainer").glob("*.yaml"))
+LOGGERS = sorted(path.stem for path in (CONFIGS / "logger").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("logger", LOGGERS)
+def test_every_trainer_and_logger_composes(trainer: str, logger: str) -> None:
+    (fixed,) = compose_points(f"trainer={trainer}", f"logger={logger}")
+    assert fixed["trainer_config"]["max_epochs"] == 30, "the data set's limit survives the choice of a trainer"
+    assert (fixed["logger"] is None) == (logger == "none")
+
+
+@pytest.mark.parametrize("trainer", ["auto", "cpu", "bf16", "ddp_cpu"])
+def test_trainers_that_a_cpu_can_run_are_accepted(trainer: str) -> None:
+    (fixed,) = compose_points(f"trainer={trainer}")
+    check_trainer(fixed["trainer_config"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+@pytest.mark.parametrize("trainer", ["gpu", "ddp"])
+def test_a_gpu_trainer_without_a_gpu_is_a_config_error(trainer: str) -> None:
+    (fixed,) = compose_points(f"trainer={trainer}")
+    with pytest.raises(ConfigError, match="pytorch_lightning.Trainer: .*gpu"):
+        check_trainer(fixed["trainer_config"])
+
+
+def test_bf16_trains_and_keeps_fitted_state_and_scores_in_full_precision(
+    small_data: Callable[[str], Path], tmp_path: Path
+) -> None:
+    overrides = [o for o in quick_overrides("img_ddu", small_data("img"), tmp_path) if o != "trainer=cpu"]
+    more = ("trainer=bf16", "fixed.trainer_config.accelerator=cpu", "fixed.trainer_config.max_epochs=4")
+    (results,) = run_points(compose_points(*overrides, *more))
+    state = checkpoints.read_weights(Path(results["run_dir"]))
+    assert state["density.scale_tril"].dtype == torch.float64
+    assert state["network.head.weight"].dtype == torch.float32
+    assert results["classification"]["Accuracy"] > 80
+    json.dumps(results, allow_nan=False)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="says what happens without wandb")
+def test_an_absent_optional_logger_names_its_package() -> None:
+    (fixed,) = compose_points("logger=wandb")
+    with pytest.raises(ConfigError, match="wandb"):
+        from functools import partial
+
+        logger = build(fixed["logger"])
+        assert isinstance(logger, partial)
+        build({key: value for key, value in fixed["logger"].items() if key != "_partial_"}, save_dir=".")
