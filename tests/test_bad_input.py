@@ -66,6 +66,7 @@ def sentence_of(call: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> 
             ["fixed.val_ood_datasets=[constant]"],
             "fixed.val_ood_datasets: 'constant' is also in fixed.test_ood_datasets",
         ),
+        (["+fixed.ood_groups.constant=[photo_patches]"], "fixed.ood_groups.constant: a group must not be called like"),
         (
             ["fixed.test_ood_datasets=[digits]"],
             "fixed.test_ood_datasets: 'digits' is the in-distribution set",
@@ -299,9 +300,11 @@ def test_weights_that_do_not_fit(
     trained: Get, small_data: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = trained("fc_ce_baseline").run.path
-    more = (f"fixed.init_from={start}", "fixed.model_config.network.hidden_dims=[5]")
+    more = (f"fixed.init_from={start}", "fixed.num_classes=4")
     text = sentence_of(quick("fc_ce_baseline", small_data, tmp_path, *more), capsys)
-    assert "fixed.init_from: the run's network does not fit" in text
+    assert "fixed.init_from: the run's weights do not fit the network of CEBaseline" in text
+    text = sentence_of(quick("fc_ce_baseline", small_data, tmp_path, "fixed.init_from=nowhere"), capsys)
+    assert "'nowhere' is no finished run" in text
     text = sentence_of(quick("fc_deep_ensemble", small_data, tmp_path, f"fixed.init_from=[{start},{start}]"), capsys)
     assert "fixed.init_from: 2 runs for 5 members" in text
     text = sentence_of(quick("fc_ce_baseline", small_data, tmp_path, f"fixed.init_from=[{start},{start}]"), capsys)

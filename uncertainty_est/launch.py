@@ -10,8 +10,17 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from uncertainty_est import checkpoints
 from uncertainty_est.cluster.grid import check_keys, expand
-from uncertainty_est.config import as_dict, grid_dataset_names, inline_sources, validate
+from uncertainty_est.config import (
+    as_dict,
+    as_names,
+    grid_dataset_names,
+    inline_sources,
+    locate,
+    validate,
+    walk_targets,
+)
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.run import check_ood_sets, run
 
@@ -44,10 +53,36 @@ def points_of(config: DictConfig, source_dir: Path) -> list[dict[str, Any]]:
             fixed = as_dict(OmegaConf.to_container(point.fixed, resolve=True, throw_on_missing=True))
         except OmegaConfBaseException as error:
             raise ConfigError(f"{error.full_key or 'fixed'}: {str(error).splitlines()[0]}") from error
+        adopt_network(fixed)
         validate(fixed, run)
         check_ood_sets(fixed)
         points.append(fixed)
     return points
+
+
+def adopt_network(fixed: dict[str, Any]) -> None:
+    """Describe the network as the runs named by ``init_from`` do, in place: weights fit no other.
+
+    What holds no weights stays as composed (dropout, and that an ensemble builds its members itself), and so does
+    what the data demand, so that a run on other data is refused.
+
+    Raises:
+        ConfigError: no such run, or its network is not one of ours.
+        DataError: its configuration is unreadable.
+    """
+    ours = fixed["model_config"].get("network")
+    init_from = as_names(fixed.get("init_from"))
+    if not init_from or not isinstance(ours, dict):
+        return
+    folder = checkpoints.run_folder(Path(init_from[0]))
+    theirs = (checkpoints.read_config(folder).get("model_config") or {}).get("network")
+    if not isinstance(theirs, dict):
+        return
+    for path, node in walk_targets(theirs, "model_config.network"):
+        locate(node["_target_"], f"{folder / checkpoints.CONFIG_FILE}: {path}", own_only=True)
+    kept = {key: ours[key] for key in ("_partial_", "dropout", "data_shape", "num_classes") if key in ours}
+    fixed["model_config"]["network"] = {k: v for k, v in theirs.items() if k != "_partial_"} | kept
+    log.info("network as in %s", folder)
 
 
 def run_points(points: list[dict[str, Any]]) -> list[dict[str, Any]]:

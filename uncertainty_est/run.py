@@ -124,18 +124,21 @@ def check_ood_sets(fixed: Mapping[str, Any]) -> None:
     """An OOD set that a method is tuned or trained on is not one that it is tested on.
 
     Raises:
-        ConfigError: two lists share a set, by name or by what it is built from, or a group names an unlisted set.
+        ConfigError: two lists share a set, by name or by what it is built from, or a group is called like a set.
     """
     test = as_names(fixed.get("test_ood_datasets"))
     sources = fixed.get("sources") or {}
     for key in ("val_ood_datasets", "ood_dataset"):
         for name in as_names(fixed.get(key)):
             for test_name in test:
-                if name == test_name or sources.get(name) == sources.get(test_name):
+                if name == test_name or (name in sources and sources[name] == sources.get(test_name)):
                     raise ConfigError(
                         f"fixed.{key}: '{name}' is also in fixed.test_ood_datasets; a set that a method is tuned or"
                         f" trained on must not be one it is tested on, remove it from one of the two"
                     )
+    for group in fixed.get("ood_groups") or {}:
+        if group in test:
+            raise ConfigError(f"fixed.ood_groups.{group}: a group must not be called like one of the OOD sets")
     if fixed["dataset"] in test:
         raise ConfigError(f"fixed.test_ood_datasets: '{fixed['dataset']}' is the in-distribution set; remove it")
 

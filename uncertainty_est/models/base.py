@@ -198,6 +198,6 @@ def load_network(owner: Method, state: State, prefix: str, into: str | None = No
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"fixed.init_from: the run's network does not fit {type(owner).__name__}'s; give network=… and"
-            f" fixed.model_config.network.… as that run had them ({detail})"
+            f"fixed.init_from: the run's weights do not fit the network of {type(owner).__name__}; start from a run"
+            f" on the same data with the same network ({detail})"
         ) from error
