@@ -73,7 +73,7 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
             rng = np.random.default_rng(0)
             folders[kind] = tmp_path_factory.mktemp(f"data-{kind}")
             if kind == "fc":
-                split = Gaussian2D(shape=[2]).split("train")
+                split = Gaussian2D(shape=[2], test_fraction=0.1).split("train")
                 x, y = split.x.numpy().astype(np.float64), split.y.numpy()
             else:
                 digits = load_digits()

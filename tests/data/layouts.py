@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,31 +19,20 @@ from uncertainty_est.data.source import Part, PartitionedSource
 TRAIN, TEST = 40, 12
 
 
+@dataclass(eq=False)
 class Memory(PartitionedSource):
     """Rows that carry their own position, in one part or two; counts how often each part is loaded."""
 
-    def __init__(
-        self,
-        sizes: dict[str, int],
-        num_classes: int = 3,
-        split_seed: int = 1,
-        val_fraction: float = 0.2,
-        test_fraction: float | None = None,
-        classes: Sequence[int] | None = None,
-        max_items: int | None = None,
-    ) -> None:
-        super().__init__(
-            name="memory",
-            shape=(2,),
-            split_seed=split_seed,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            classes=classes,
-            max_items=max_items,
-        )
-        self.sizes = sizes
-        self.num_classes = num_classes
-        self.loads: list[str] = []
+    name = "memory"
+    sizes: dict[str, int]
+    num_classes: int = 3
+    shape: Sequence[int] = field(default=(2,), kw_only=True)
+    val_fraction: float = field(default=0.2, kw_only=True)
+    loads: list[str] = field(default_factory=list, init=False)
+
+    @property
+    def official_test(self) -> bool:  # type: ignore[override]
+        return "all" not in self.sizes
 
     def load(self, part: Part) -> tuple[Tensor, Tensor]:
         self.loads.append(part)

@@ -67,6 +67,22 @@ def test_shapes_types_labels_and_disjoint_deterministic_splits(file: Path, publi
     assert not torch.equal(splits["val"].x, reseeded["val"].x), "split_seed changes nothing"
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("digits", [1258, 180, 359]),
+        ("photo_patches", [2544, 1696, 4240]),
+        ("two_moons", [8000, 1000, 1000]),
+        ("gaussian2d", [1200, 150, 150]),
+        ("anomalous_gaussian2d", [0, 80, 320]),
+        ("two_moons_far", [0, 538, 2151]),
+    ],
+)
+def test_the_files_say_how_a_set_is_cut(name: str, sizes: list[int], tmp_path: Path) -> None:
+    splits = splits_of(build(FILES[0].with_stem(name), tmp_path))
+    assert [len(splits[split]) if split in splits else 0 for split in SPLIT_NAMES] == sizes
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_shape_that_cannot_be_made_is_refused(file: Path, published: Callable[[], Path]) -> None:
     fixed = {"data_shape": [2, 3], "data_root": str(published()), "split_seed": 1}

@@ -97,7 +97,7 @@ def test_each_set_is_read_once() -> None:
 
 def test_image_training_is_augmented_and_everything_else_is_not() -> None:
     data = module(
-        id_source=Digits(),
+        id_source=Digits(shape=[1, 8, 8]),
         transform=ImageTransform(crop_padding=2),
         data_shape=[1, 8, 8],
         num_classes=10,
@@ -135,13 +135,18 @@ def test_items_in_network_space_are_not_transformed() -> None:
 
 
 def test_unscaled_images_reach_the_network_as_bytes() -> None:
-    digits = {"id_source": Digits(), "transform": ImageTransform(), "data_shape": [1, 8, 8], "num_classes": 10}
-    data = module(test_ood_sources={"u": Unscaled(Digits())}, **digits)
+    digits = {
+        "id_source": Digits(shape=[1, 8, 8]),
+        "transform": ImageTransform(),
+        "data_shape": [1, 8, 8],
+        "num_classes": 10,
+    }
+    data = module(test_ood_sources={"u": Unscaled(Digits(shape=[1, 8, 8]))}, **digits)
     assert max(float(x.max()) for x, _ in data.ood_loader("u", "test")) == 255
 
 
 def test_a_set_that_cannot_be_read_does_not_hinder_the_others(tmp_path: Path) -> None:
-    missing = NpzPack(str(tmp_path), "gone", [2])
+    missing = NpzPack(str(tmp_path), "gone", shape=[2])
     data = module(test_ood_sources={"gone": missing, "far": memory()})
     loaders = data.ood_loaders("test")
     assert sum(len(y) for _, y in loaders["far"]) == 30

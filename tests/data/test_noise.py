@@ -78,17 +78,17 @@ def test_a_constant_item_has_one_value(shape: tuple[int, ...]) -> None:
 
 
 def test_unscaled_images_are_bytes_without_normalisation() -> None:
-    source = Unscaled(Digits())
-    split, plain = source.split("test"), Digits().split("test")
+    source = Unscaled(Digits(shape=[1, 8, 8]))
+    split, plain = source.split("test"), Digits(shape=[1, 8, 8]).split("test")
     assert source.space == "network" and source.name == "digits_unscaled"
     assert split.x.dtype == torch.float32 and torch.equal(split.x, plain.x.float()) and split.x.max() == 255
     assert torch.equal(split.y, plain.y) and torch.equal(split.indices, plain.indices)
 
 
 def test_unscaled_tables_are_255_times_the_raw_features() -> None:
-    source = Unscaled(BundledTable("wine", [13]))
+    source = Unscaled(BundledTable("wine", shape=[13]))
     assert source.space == "raw"
-    assert torch.equal(source.split("test").x, BundledTable("wine", [13]).split("test").x * 255)
+    assert torch.equal(source.split("test").x, BundledTable("wine", shape=[13]).split("test").x * 255)
     noise = Unscaled(UniformNoise([3], n=10))
     assert noise.space == "network" and noise.split("val").x.abs().max() > 5
 
@@ -99,7 +99,7 @@ def test_what_cannot_be_made_is_refused() -> None:
     with pytest.raises(DataError, match=r"must have 1 or 3 entries, got \(2, 3\)"):
         GaussianNoise([2, 3]).prepare()
     with pytest.raises(DataError, match="cannot be given the shape"):
-        Unscaled(BundledTable("wine", [12])).prepare()
+        Unscaled(BundledTable("wine", shape=[12])).prepare()
 
 
 def test_the_same_prefix_comes_first_in_a_longer_set() -> None:

@@ -26,7 +26,7 @@ def good() -> dict[str, Any]:
 
 def pack(folder: Path, shape: tuple[int, ...] = (1, 8, 8), **arrays: Any) -> NpzPack:
     np.savez(folder / "mine.npz", **arrays)
-    return NpzPack(str(folder), "mine", shape)
+    return NpzPack(str(folder), "mine", shape=shape)
 
 
 def test_images_without_and_with_a_channel_axis(tmp_path: Path) -> None:
@@ -36,9 +36,9 @@ def test_images_without_and_with_a_channel_axis(tmp_path: Path) -> None:
     train = source.split("train")
     assert np.array_equal(train.y, good()["y_train"][train.indices])
     write_pack(tmp_path / "colour.npz", shape=(8, 6, 3))
-    split = NpzPack(str(tmp_path), "colour", [3, 8, 6]).split("test")
+    split = NpzPack(str(tmp_path), "colour", shape=[3, 8, 6]).split("test")
     assert np.array_equal(split.x, images(TEST, 8, 6, 3, seed=1).transpose(0, 3, 1, 2))
-    assert NpzPack(str(tmp_path), "colour", [1, 16, 16]).split("val").x.shape == (4, 1, 16, 16)
+    assert NpzPack(str(tmp_path), "colour", shape=[1, 16, 16]).split("val").x.shape == (4, 1, 16, 16)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -113,11 +113,11 @@ def test_flipped_bytes_are_noticed(tmp_path: Path) -> None:
     content[500:600] = bytes(100)
     (tmp_path / "mine.npz").write_bytes(content)
     with pytest.raises(DataError, match=r"mine\.npz: 'x_train' cannot be read"):
-        NpzPack(str(tmp_path), "mine", [1, 8, 8]).split("train")
+        NpzPack(str(tmp_path), "mine", shape=[1, 8, 8]).split("train")
 
 
 def test_missing_and_misnamed_files(tmp_path: Path) -> None:
-    source = NpzPack(str(tmp_path), "mine", [1, 8, 8])
+    source = NpzPack(str(tmp_path), "mine", shape=[1, 8, 8])
     with pytest.raises(DataError, match=r"mine\.npz: cannot be opened \(No such file"):
         source.prepare()
     source.path.mkdir()
@@ -133,5 +133,5 @@ def test_missing_and_misnamed_files(tmp_path: Path) -> None:
 
 
 def test_real_tiny_imagenet() -> None:
-    source = NpzPack(str(real_data()), "tiny_imagenet32", [3, 32, 32])
+    source = NpzPack(str(real_data()), "tiny_imagenet32", shape=[3, 32, 32])
     assert [len(source.split(name)) for name in SPLIT_NAMES] == [900, 100, 2000]

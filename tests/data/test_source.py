@@ -104,6 +104,7 @@ def test_an_empty_split_is_refused() -> None:
     [
         ({"val_fraction": -0.1}, "val_fraction must lie in"),
         ({"val_fraction": 0.5, "test_fraction": 0.6}, "test_fraction must lie in"),
+        ({"test_fraction": None}, r"test_fraction must lie in \[0, 1 - val_fraction\], got None"),
         ({"max_items": 0}, "max_items must be at least 1, got 0"),
     ],
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ class Source(ABC):
     """
 
     name: str
-    shape: tuple[int, ...]
+    shape: Sequence[int]
     space: Literal["raw", "network"] = "raw"
 
     @abstractmethod
@@ -70,6 +70,7 @@ class Source(ABC):
         """
 
 
+@dataclass(eq=False, kw_only=True)  # eq=False: equality and hash are the object's identity
 class PartitionedSource(Source):
     """A data set that comes as one or two files, or is generated whole, and is cut into three splits here.
 
@@ -77,12 +78,15 @@ class PartitionedSource(Source):
     Otherwise all three are cut from the whole. The cut is one permutation that depends on `split_seed`
     only: training first, then validation, then test.
 
+    A subclass gives its `name` and :meth:`load`. One with arguments of its own declares them as fields and is a
+    dataclass too; one with an official test part says so in `official_test` and takes `test_fraction` out of its
+    constructor.
+
     Args:
-        name: what messages call the data set.
         shape: shape of one item.
         split_seed: seed of the permutation.
         val_fraction: of the training part (of the whole, where there is no official test part).
-        test_fraction: of the whole; ``None`` says that there is an official test part.
+        test_fraction: of the whole, where there is no official test part.
         classes: keep the items of these classes, relabelled 0, 1, ... in this order; ``None`` keeps all.
         max_items: keep a random subset of each split, of this size at most; ``None`` keeps all.
 
@@ -90,33 +94,26 @@ class PartitionedSource(Source):
         ValueError: fractions outside [0, 1] or with a sum above 1, or `max_items` below 1.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        shape: Sequence[int],
-        split_seed: int,
-        val_fraction: float,
-        test_fraction: float | None,
-        classes: Sequence[int] | None,
-        max_items: int | None,
-    ) -> None:
-        if not 0 <= val_fraction <= 1:
-            raise ValueError(f"val_fraction must lie in [0, 1], got {val_fraction}")
-        if test_fraction is not None and not (test_fraction >= 0 and val_fraction + test_fraction <= 1 + 1e-9):
-            raise ValueError(
-                f"test_fraction must lie in [0, 1 - val_fraction], got {test_fraction} with val_fraction {val_fraction}"
-            )
-        if max_items is not None and max_items < 1:
-            raise ValueError(f"max_items must be at least 1, got {max_items}")
-        self.name = name
-        self.shape = tuple(int(size) for size in shape)
-        self.split_seed = split_seed
-        self.val_fraction = val_fraction
-        self.test_fraction = test_fraction
-        self.classes = None if classes is None else [int(c) for c in classes]
-        self.max_items = max_items
-        self._parts: dict[Part, tuple[Tensor, Tensor]] = {}
+    official_test: ClassVar[bool] = False
+
+    shape: Sequence[int]
+    split_seed: int = 1
+    val_fraction: float = 0.1
+    test_fraction: float = 0.2
+    classes: Sequence[int] | None = None
+    max_items: int | None = None
+    _parts: dict[Part, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        val, test = self.val_fraction, self.test_fraction
+        if not 0 <= val <= 1:
+            raise ValueError(f"val_fraction must lie in [0, 1], got {val}")
+        if test is None or not (test >= 0 and val + test <= 1 + 1e-9):  # a configuration can say null
+            raise ValueError(f"test_fraction must lie in [0, 1 - val_fraction], got {test} with val_fraction {val}")
+        if self.max_items is not None and self.max_items < 1:
+            raise ValueError(f"max_items must be at least 1, got {self.max_items}")
+        self.shape = tuple(int(size) for size in self.shape)
+        self.classes = None if self.classes is None else [int(c) for c in self.classes]
 
     @abstractmethod
     def load(self, part: Part) -> tuple[Tensor, Tensor]:
@@ -128,7 +125,7 @@ class PartitionedSource(Source):
 
     def prepare(self) -> None:
         """Load it: what comes without files is small, and loading tells whether the shape can be made."""
-        if self.test_fraction is not None:
+        if not self.official_test:
             self.load_once("all")
 
     def load_once(self, part: Part) -> tuple[Tensor, Tensor]:
@@ -140,7 +137,7 @@ class PartitionedSource(Source):
     def split(self, name: SplitName) -> Split:
         if name not in SPLIT_NAMES:
             raise ValueError(f"split must be 'train', 'val' or 'test', got '{name}'")
-        part: Part = "all" if self.test_fraction is not None else "test" if name == "test" else "train"
+        part: Part = "all" if not self.official_test else "test" if name == "test" else "train"
         x, y = self.load_once(part)
         rows = torch.from_numpy(self._rows(name, part, y.numpy()))
         labels = y[rows]
@@ -160,7 +157,7 @@ class PartitionedSource(Source):
             rows = rows[np.isin(y, self.classes)]
         if part != "test":
             rows = rows[np.random.default_rng(self.split_seed).permutation(len(rows))]
-            test_fraction = self.test_fraction or 0.0
+            test_fraction = 0.0 if self.official_test else self.test_fraction
             stop_train = round(len(rows) * (1 - self.val_fraction - test_fraction))
             stop_val = round(len(rows) * (1 - test_fraction))
             bounds = {"train": (0, stop_train), "val": (stop_train, stop_val), "test": (stop_val, len(rows))}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from sklearn.datasets import load_digits, load_sample_images
@@ -22,24 +20,7 @@ class Digits(PartitionedSource):
         Repository, 1998).
     """
 
-    def __init__(
-        self,
-        shape: Sequence[int] = (1, 8, 8),
-        split_seed: int = 1,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.2,
-        classes: Sequence[int] | None = None,
-        max_items: int | None = None,
-    ) -> None:
-        super().__init__(
-            name="digits",
-            shape=shape,
-            split_seed=split_seed,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            classes=classes,
-            max_items=max_items,
-        )
+    name = "digits"
 
     def load(self, part: Part) -> tuple[Tensor, Tensor]:
         bunch = load_digits()
@@ -54,24 +35,7 @@ class PhotoPatches(PartitionedSource):
     number of the photograph.
     """
 
-    def __init__(
-        self,
-        shape: Sequence[int],
-        split_seed: int = 1,
-        val_fraction: float = 0.2,
-        test_fraction: float = 0.5,
-        classes: Sequence[int] | None = None,
-        max_items: int | None = None,
-    ) -> None:
-        super().__init__(
-            name="photo_patches",
-            shape=shape,
-            split_seed=split_seed,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            classes=classes,
-            max_items=max_items,
-        )
+    name = "photo_patches"
 
     def load(self, part: Part) -> tuple[Tensor, Tensor]:
         check_image_shape(self.shape, self.name)

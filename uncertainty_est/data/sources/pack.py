@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ _READ_ERRORS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zli
 _LAYOUT = "a data set is a .npz file with x_train, y_train, x_test and y_test"
 
 
+@dataclass(eq=False)
 class NpzPack(PartitionedSource):
     """The file ``<root>/<name>.npz``: uint8 images ``[N, H, W(, C)]`` or float tables ``[N, D]``.
 
@@ -32,26 +34,14 @@ class NpzPack(PartitionedSource):
         shape: ``(C, H, W)`` or ``(D,)``.
     """
 
-    def __init__(
-        self,
-        root: str,
-        name: str,
-        shape: Sequence[int],
-        split_seed: int = 1,
-        val_fraction: float = 0.1,
-        classes: Sequence[int] | None = None,
-        max_items: int | None = None,
-    ) -> None:
-        super().__init__(
-            name=name,
-            shape=shape,
-            split_seed=split_seed,
-            val_fraction=val_fraction,
-            test_fraction=None,
-            classes=classes,
-            max_items=max_items,
-        )
-        self.path = Path(root) / f"{name}.npz"
+    root: str
+    name: str
+    official_test = True
+    test_fraction: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.path = Path(self.root) / f"{self.name}.npz"
 
     def prepare(self) -> None:
         pack_parts(self.path)

@@ -9,7 +9,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,7 @@ _PUBLISHED = {
 }
 
 
+@dataclass(eq=False)
 class TorchvisionImages(PartitionedSource):
     """A published image data set, downloaded into `root` on first use.
 
@@ -135,30 +136,19 @@ class TorchvisionImages(PartitionedSource):
         ValueError: an unknown `dataset`.
     """
 
-    def __init__(
-        self,
-        dataset: str,
-        root: str,
-        shape: Sequence[int],
-        split_seed: int = 1,
-        val_fraction: float = 0.1,
-        classes: Sequence[int] | None = None,
-        max_items: int | None = None,
-    ) -> None:
-        if dataset not in _PUBLISHED:
-            raise ValueError(f"dataset must be one of {', '.join(_PUBLISHED)}, got '{dataset}'")
-        super().__init__(
-            name=dataset,
-            shape=shape,
-            split_seed=split_seed,
-            val_fraction=val_fraction,
-            test_fraction=None,
-            classes=classes,
-            max_items=max_items,
-        )
-        self.root = Path(root)
-        self._published = _PUBLISHED[dataset]
-        self._pack = self.root / f"{self._published.pack}.npz"
+    dataset: str
+    root: str
+    official_test = True
+    test_fraction: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.dataset not in _PUBLISHED:
+            raise ValueError(f"dataset must be one of {', '.join(_PUBLISHED)}, got '{self.dataset}'")
+        self.name = self.dataset
+        super().__post_init__()
+        self._published = _PUBLISHED[self.dataset]
+        self._folder = Path(self.root)
+        self._pack = self._folder / f"{self._published.pack}.npz"
 
     def prepare(self) -> None:
         """Download the data set, unless the files of a part are there already.
@@ -186,19 +176,21 @@ class TorchvisionImages(PartitionedSource):
         return x, y - self._published.first_label
 
     def _has(self, part: str) -> bool:
-        return all((self.root / file).exists() for file in self._published.files[part])
+        return all((self._folder / file).exists() for file in self._published.files[part])
 
     def _open(self, part: str) -> list[Any]:
         """The torchvision data sets of a part, downloaded if need be."""
         self._check_not_empty(part)
         dataset_class = getattr(torchvision.datasets, self.name)
         try:
-            return [dataset_class(self.root, **arguments, download=True) for arguments in self._published.parts[part]]
+            return [
+                dataset_class(self._folder, **arguments, download=True) for arguments in self._published.parts[part]
+            ]
         except _READ_ERRORS as error:
             raise self._unreadable(part, error) from error
 
     def _check_not_empty(self, part: str) -> None:
-        paths = [self.root / file for file in self._published.files[part]]
+        paths = [self._folder / file for file in self._published.files[part]]
         empty = [path for path in paths if path.is_file() and path.stat().st_size <= _HEADER_BYTES]
         if empty:
             raise DataError(
@@ -229,8 +221,8 @@ class TorchvisionImages(PartitionedSource):
 
     def _unreadable(self, part: str, error: BaseException) -> DataError:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        where = self.root / self._published.files[part][0]
+        where = self._folder / self._published.files[part][0]
         return DataError(
-            f"{self.name}: its {part} part can neither be read below '{self.root}' nor downloaded ({reason});"
+            f"{self.name}: its {part} part can neither be read below '{self._folder}' nor downloaded ({reason});"
             f" get it from {self._published.page} and put it where {where} is expected"
         )

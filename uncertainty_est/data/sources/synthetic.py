@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from uncertainty_est.data.sources.shapes import fit_table
 _POINTS_SEED = 1
 
 
+@dataclass(eq=False, kw_only=True)
 class TwoMoons(PartitionedSource):
     """Two interleaved half circles with Gaussian noise of 0.1, then ``2 x + (-1, -0.2)``.
 
@@ -26,34 +28,17 @@ class TwoMoons(PartitionedSource):
         n: number of points, half of them of each class.
     """
 
-    def __init__(
-        self,
-        shape: Sequence[int] = (2,),
-        split_seed: int = 1,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.1,
-        classes: Sequence[int] | None = None,
-        max_items: int | None = None,
-        n: int = 10_000,
-    ) -> None:
-        super().__init__(
-            name="two_moons",
-            shape=shape,
-            split_seed=split_seed,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            classes=classes,
-            max_items=max_items,
-        )
-        self.n = n
+    name = "two_moons"
+    n: int = 10_000
 
     def load(self, part: Part) -> tuple[Tensor, Tensor]:
         x, y = make_moons(self.n, noise=0.1, random_state=_POINTS_SEED)
         return fit_table(2 * x + np.array([-1.0, -0.2]), self.shape, self.name), torch.from_numpy(y.astype(np.int64))
 
 
+@dataclass(eq=False, kw_only=True)
 class FarGrid2D(PartitionedSource):
-    """The points of a square grid that are far from every point of the two moons; there is no training split.
+    """The points of a square grid that are far from every point of the two moons.
 
     Args:
         shape: ``(2,)``.
@@ -62,34 +47,16 @@ class FarGrid2D(PartitionedSource):
         points_per_side: of the grid.
     """
 
-    def __init__(
-        self,
-        shape: Sequence[int] = (2,),
-        split_seed: int = 1,
-        val_fraction: float = 0.2,
-        test_fraction: float = 0.8,
-        max_items: int | None = None,
-        extent: float = 6.0,
-        min_distance: float = 1.0,
-        points_per_side: int = 61,
-    ) -> None:
-        super().__init__(
-            name="two_moons_far",
-            shape=shape,
-            split_seed=split_seed,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            classes=None,
-            max_items=max_items,
-        )
-        self.extent = extent
-        self.min_distance = min_distance
-        self.points_per_side = points_per_side
+    name = "two_moons_far"
+    classes: Sequence[int] | None = field(default=None, init=False)  # the points have no labels
+    extent: float = 6.0
+    min_distance: float = 1.0
+    points_per_side: int = 61
 
     def load(self, part: Part) -> tuple[Tensor, Tensor]:
         side = np.linspace(-self.extent, self.extent, self.points_per_side)
         grid = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
-        moons = TwoMoons().load("all")[0].numpy()
+        moons = TwoMoons(shape=(2,)).load("all")[0].numpy()
         distance, _ = KDTree(moons).query(grid)
         far = grid[distance > self.min_distance]
         return fit_table(far, self.shape, self.name), torch.full((len(far),), -1)
@@ -104,24 +71,7 @@ class Gaussian2D(PartitionedSource):
         B. Charpentier, D. Zügner, S. Günnemann, Posterior Network (NeurIPS 2020), arXiv:2006.09239.
     """
 
-    def __init__(
-        self,
-        shape: Sequence[int] = (2,),
-        split_seed: int = 1,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.1,
-        classes: Sequence[int] | None = None,
-        max_items: int | None = None,
-    ) -> None:
-        super().__init__(
-            name="gaussian2d",
-            shape=shape,
-            split_seed=split_seed,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            classes=classes,
-            max_items=max_items,
-        )
+    name = "gaussian2d"
 
     def load(self, part: Part) -> tuple[Tensor, Tensor]:
         x, y = _clusters_on_circle(clusters=3, points=500, radius=2.0, std=0.2)
@@ -131,27 +81,10 @@ class Gaussian2D(PartitionedSource):
 class AnomalousGaussian2D(PartitionedSource):
     """A ring around :class:`Gaussian2D`: 40 clusters of 10 points, radius 15, standard deviation 0.1.
 
-    The label is the number of the cluster, clockwise from the top; there is no training split.
+    The label is the number of the cluster, clockwise from the top.
     """
 
-    def __init__(
-        self,
-        shape: Sequence[int] = (2,),
-        split_seed: int = 1,
-        val_fraction: float = 0.2,
-        test_fraction: float = 0.8,
-        classes: Sequence[int] | None = None,
-        max_items: int | None = None,
-    ) -> None:
-        super().__init__(
-            name="anomalous_gaussian2d",
-            shape=shape,
-            split_seed=split_seed,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            classes=classes,
-            max_items=max_items,
-        )
+    name = "anomalous_gaussian2d"
 
     def load(self, part: Part) -> tuple[Tensor, Tensor]:
         x, y = _clusters_on_circle(clusters=40, points=10, radius=15.0, std=0.1)
