@@ -68,5 +68,5 @@ class OODValidation(pl.Callback):
         for loader in data.ood_loaders("val", device=device).values():
             unknown = score_loader(pl_module, loader)
             values.append(ood_metrics(known.scores[headline], unknown.scores[headline])["AUROC"])
-        # Every rank scores the whole of these sets, so the value is the same on all of them.
-        pl_module.log("val/ood", 100 * sum(values) / len(values), prog_bar=True, sync_dist=False)
+        # Every rank scores the whole of these sets: the mean over ranks is each one's own value.
+        pl_module.log("val/ood", 100 * sum(values) / len(values), prog_bar=True, sync_dist=True)
