@@ -50,6 +50,7 @@ def quick_overrides(model: str, data_root: Path, output_folder: Path) -> list[st
         kind = ["dataset=digits", "network=wrn_10_1", "fixed.trainer_config.max_epochs=15"]
     return [
         *kind,
+        "fixed.ood_dataset=uniform_noise",  # read by methods that train on outliers only
         f"model={model}",
         "trainer=cpu",
         "logger=csv",

@@ -225,3 +225,18 @@ def test_finite_leaves_finite_scores_alone_in_silence(caplog: pytest.LogCaptureF
         assert measures.finite(scores)["a"] is scores["a"]
         assert measures.finite({}) == {}
     assert not caplog.records
+
+
+def test_dirichlet_scores_limits() -> None:
+    """With fixed mean, more evidence leaves the total entropy and takes the distributional part away."""
+    mean = torch.tensor([[0.6, 0.3, 0.1]], dtype=torch.float64)
+    scores = [measures.dirichlet_scores(scale * mean) for scale in (1.0, 1e2, 1e4, 1e8, 1e12)]
+    mi = torch.cat([s["MI"] for s in scores])
+    assert (mi <= 0).all() and (mi.diff() >= 0).all() and mi[-1] > -1e-10
+    for s in scores:
+        torch.testing.assert_close(s["Entropy"], scores[0]["Entropy"])
+        assert (s["Expected entropy"] - s["Entropy"]).item() >= -1e-6
+    flat = measures.dirichlet_scores(torch.ones(1, 5), headline="EPKL")
+    assert list(flat)[0] == "EPKL"
+    assert flat["EPKL"].item() == pytest.approx(-4 / 5)
+    assert flat["Differential entropy"].item() == pytest.approx(torch.tensor(5.0).lgamma().item())

@@ -105,6 +105,77 @@ def member_scores(probs: Tensor) -> dict[str, Tensor]:
     return {name: score.float() for name, score in scores.items()}
 
 
+def dirichlet_entropy(alpha: Tensor) -> Tensor:
+    r"""Differential entropy of :math:`\mathrm{Dir}(\alpha)` in nats, ``[B]`` float64.
+
+    .. math:: \sum_c \ln\Gamma(\alpha_c) - \ln\Gamma(\alpha_0) - \sum_c (\alpha_c - 1)(\psi(\alpha_c) - \psi(\alpha_0))
+
+    It is largest, :math:`-\ln\Gamma(C)`, for the flat distribution :math:`\alpha = 1`.
+
+    Args:
+        alpha: ``[B, C]``, positive.
+    """
+    alpha = alpha.double()
+    alpha0 = alpha.sum(-1)
+    spread = (alpha - 1) * digamma_difference(alpha, alpha0)
+    return alpha.lgamma().sum(-1) - alpha0.lgamma() - spread.sum(-1)
+
+
+def digamma_difference(a: Tensor, total: Tensor) -> Tensor:
+    r""":math:`\psi(a) - \psi(\text{total})` of ``a: [B, C]``, ``total: [B]``, also where both are huge.
+
+    Above 1e6 the leading terms of the asymptotic series are exact to float64, and their logarithms are subtracted as
+    one logarithm of a ratio: :math:`\ln(a/t) - (1/a - 1/t)/2 - (1/a^2 - 1/t^2)/12`.
+    """
+    total = total.unsqueeze(-1)
+    large = a > 1e6
+    # Both branches get harmless arguments where they are not used: their gradients must stay finite.
+    small_a, small_total = a.where(~large, 1.0), total.expand_as(a).where(~large, 1.0)
+    large_a, large_total = a.where(large, 1.0), total.expand_as(a).where(large, 1.0)
+    series = (
+        (large_a / large_total).log()
+        - (1 / large_a - 1 / large_total) / 2
+        - (1 / large_a.square() - 1 / large_total.square()) / 12
+    )
+    return torch.where(large, series, small_a.digamma() - small_total.digamma())
+
+
+def dirichlet_scores(alpha: Tensor, headline: str = "MI") -> dict[str, Tensor]:
+    r"""Scores of Dirichlet distributions over class probabilities, higher = more in-distribution.
+
+    With :math:`\bar p = \alpha / \alpha_0`, ``max p(y|x)``: :math:`\max_c \bar p_c`; negative uncertainties ``MI``
+    (distributional: ``Entropy`` minus ``Expected entropy``), ``Entropy`` (total: :math:`H[\bar p]`),
+    ``Expected entropy`` (data: :math:`-\sum_c \bar p_c (\psi(\alpha_c + 1) - \psi(\alpha_0 + 1))`), ``EPKL``
+    (expected pairwise divergence :math:`(C - 1) / \alpha_0`) and ``Differential entropy`` (of the Dirichlet itself);
+    and the evidence ``log alpha0``.
+
+    Args:
+        alpha: ``[B, C]`` concentrations, positive and finite.
+        headline: the score that stands first.
+
+    Returns:
+        Scores ``[B]``, float32.
+
+    References:
+        Malinin and Gales, arXiv:1802.10501, Section 3, and arXiv:1905.13472 (EPKL).
+    """
+    alpha = alpha.double()
+    alpha0 = alpha.sum(-1)
+    mean = alpha / alpha0.unsqueeze(-1)
+    total = entropy(mean)
+    expected = -(mean * digamma_difference(alpha + 1, alpha0 + 1)).sum(-1)
+    scores = {
+        "MI": -(total - expected).clamp(min=0),
+        "max p(y|x)": mean.amax(-1),
+        "Entropy": -total,
+        "Expected entropy": -expected,
+        "EPKL": -(alpha.shape[-1] - 1) / alpha0,
+        "Differential entropy": -dirichlet_entropy(alpha),
+        "log alpha0": alpha0.log(),
+    }
+    return {name: scores[name].float() for name in sorted(scores, key=lambda name: name != headline)}
+
+
 def finite(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`scores` with NaN and -inf replaced by their type's most negative finite number, +inf by its largest.
 

@@ -27,3 +27,23 @@ def test_ddus_density_knows_the_two_moons_and_softmax_entropy_does_not(tmp_path:
     assert results["classification"]["Accuracy"] > 90
     assert scores["gmm_log_density"]["AUROC"] >= 99
     assert scores["Entropy"]["AUROC"] < 50
+
+
+@pytest.mark.slow
+def test_a_prior_network_knows_the_ring_that_it_has_not_seen(tmp_path: Path) -> None:
+    """Trained on uniform noise as outliers, it has little evidence on the far ring as well."""
+    points = compose_points(
+        "dataset=gaussian2d",
+        "model=fc_priornet",
+        "trainer=cpu",
+        "logger=none",
+        "fixed.ood_dataset=uniform_noise",
+        f"fixed.output_folder={tmp_path}",
+        "fixed.trainer_config.max_epochs=30",
+        "fixed.trainer_config.enable_progress_bar=false",
+    )
+    (results,) = run_points(points)
+    scores = results["ood"]["anomalous_gaussian2d"]
+    assert results["classification"]["Accuracy"] > 99
+    assert scores["MI"]["AUROC"] > 99
+    assert scores["log alpha0"]["AUROC"] > 99
