@@ -22,8 +22,8 @@ LABEL = torch.tensor([0])
 def descend(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
     """Free logits after many steps down a loss."""
     logits = start.clone().requires_grad_()
-    optimizer = torch.optim.Adam([logits], lr=0.1)
-    for _ in range(2000):
+    optimizer = torch.optim.Adam([logits], lr=0.1, eps=1e-30)  # gradients get tiny, and must still count
+    for _ in range(500):
         optimizer.zero_grad()
         loss(logits).backward()
         optimizer.step()
@@ -75,7 +75,7 @@ def test_outliers_push_all_evidence_away(network: FC) -> None:
         return method.loss_from(alpha, y, alpha)["ood"]
 
     logits = descend(loss, torch.randn(20, 4, dtype=torch.float64))
-    assert (logits < -4).all()
+    assert (logits < -5).all()
     assert loss(logits) < 1e-5
 
 
