@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
 from tests.conftest import CONFIGS, ROOT, Trained
 from uncertainty_est import checkpoints
+from uncertainty_est.errors import DataError
 from uncertainty_est.evaluate import Request, evaluate, summary
 from uncertainty_est.run import build_data, run
 
@@ -132,7 +134,10 @@ def test_figures_and_raw_scores_are_written(out: Path) -> None:
         assert {"id/labels", "id/probs", "id/score:gmm_log_density", "between/score:p(x)"} <= set(scores.files)
 
 
-def test_every_input_is_forwarded_once(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stand_in", [None, "two_moons"])
+def test_every_input_is_forwarded_once(
+    stand_in: str | None, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     forwarded = []
     load = checkpoints.load
 
@@ -148,6 +153,7 @@ def test_every_input_is_forwarded_once(runs: Path, tmp_path: Path, monkeypatch: 
         request(
             runs / "ddu",
             tmp_path,
+            dataset=stand_in,
             eval_classification=True,
             eval_ood_calibration=True,
             ood_dataset=["anomalous_gaussian2d", "between"],
@@ -191,6 +197,20 @@ def test_another_data_set_can_stand_in_for_the_id_set(runs: Path, tmp_path: Path
     report = evaluate(request(runs / "ce", tmp_path, dataset="between", ood_dataset=["gaussian_noise"], no_plots=True))
     assert set(report.ood["ID dataset"]) == {"between"}
     assert set(report.ood["OOD dataset"]) == {"gaussian_noise"}
+
+
+def test_an_unexpected_failure_is_logged_with_its_traceback_and_a_users_mistake_is_not(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def defect(path: Path, schema: object) -> checkpoints.Run:
+        raise KeyError("a defect of ours") if path.name == "ce" else DataError("a damaged file")
+
+    monkeypatch.setattr(checkpoints, "load", defect)
+    monkeypatch.setattr(logging.getLogger("uncertainty_est"), "propagate", True)
+    report = evaluate(request(runs, tmp_path, no_plots=True))
+    assert len(report.failed) == 3
+    traced = {record.args[0]: bool(record.exc_info) for record in caplog.records if record.levelname == "ERROR"}
+    assert traced == {"ce": True, "ddu/one": False, "ddu/two": False}
 
 
 def test_an_ood_set_that_the_run_was_tuned_on_is_refused(runs: Path, tmp_path: Path) -> None:

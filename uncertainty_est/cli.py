@@ -13,9 +13,7 @@ from contextlib import contextmanager
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
-from uncertainty_est.errors import ConfigError, DataError, NotFittedError, TrainingError, did_you_mean
-
-USER_ERRORS = (ConfigError, DataError, NotFittedError, TrainingError)
+from uncertainty_est.errors import USER_ERRORS, did_you_mean
 
 # What may stand before the first dot or equals sign of an override.
 NAMES = ("dataset", "model", "network", "trainer", "logger", "grid", "fixed", "seml", "slurm")

@@ -23,7 +23,7 @@ TRUSTED_PACKAGES = (OWN_PACKAGE, "torch.optim", "pytorch_lightning")
 UNSCALED_SUFFIX = "_unscaled"
 # Keys of `fixed` whose values are names of data sets.
 _DATASET_KEYS = ("dataset", "ood_dataset", "val_ood_datasets", "test_ood_datasets")
-# Where a sentence about a data set that was never inlined sends the reader.
+# What an unknown name that is near no known one may have been meant to be.
 _ANY_NPZ = "any <fixed.data_root>/<name>.npz with x_train, y_train, x_test, y_test is a data set too"
 
 

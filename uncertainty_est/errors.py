@@ -20,6 +20,10 @@ class TrainingError(RuntimeError):
     """Training cannot go on: the loss is no longer a number."""
 
 
+# What a user can cause: shown as its one sentence, without a traceback.
+USER_ERRORS = (ConfigError, DataError, NotFittedError, TrainingError)
+
+
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """``"; did you mean 'score'?"`` for the nearest of `options`, or an empty string where none is near."""
     near = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)

@@ -21,7 +21,7 @@ from uncertainty_est.config import (
     validate,
     walk_targets,
 )
-from uncertainty_est.errors import ConfigError
+from uncertainty_est.errors import USER_ERRORS, ConfigError
 from uncertainty_est.run import check_ood_sets, run
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def run_points(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Raises:
         Exception: the failure itself where there is one point; for a grid, a ConfigError that counts the failures,
-            after all points have been tried and every failure's traceback logged.
+            after all points have been tried and every failure logged.
     """
     if len(points) == 1:
         return [run(**points[0])]
@@ -100,7 +100,13 @@ def run_points(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
         try:
             results.append(run(**point))
         except Exception as error:  # noqa: BLE001 (logged and counted; the points after it must still run)
-            log.error("grid point %d of %d failed: %s", number, len(points), error, exc_info=True)
+            log.error(
+                "grid point %d of %d failed: %s",
+                number,
+                len(points),
+                error,
+                exc_info=not isinstance(error, USER_ERRORS),
+            )
             failures.append(number)
     if failures:
         raise ConfigError(f"grid: {len(failures)} of {len(points)} points failed (numbers {failures}), see the log")

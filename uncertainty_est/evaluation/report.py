@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,11 @@ from matplotlib.figure import Figure
 
 from uncertainty_est import checkpoints
 from uncertainty_est.data.module import OODDataModule
-from uncertainty_est.errors import ConfigError, DataError, did_you_mean
+from uncertainty_est.errors import USER_ERRORS, ConfigError, DataError, did_you_mean
 from uncertainty_est.evaluation import plots
 from uncertainty_est.evaluation.aggregate import RunTables, aggregate
 from uncertainty_est.evaluation.plane import score_plane
-from uncertainty_est.evaluation.scoring import ScoredRun, save_scores, score_loader, score_run
+from uncertainty_est.evaluation.scoring import ScoredRun, save_scores, score_run
 from uncertainty_est.evaluation.tables import RunInfo, clf_table, ood_table
 from uncertainty_est.files import write_atomically, write_json
 
@@ -91,7 +90,8 @@ BuildData = Callable[[Mapping[str, Any]], OODDataModule]
 def evaluate_runs(folders: Mapping[str, Path], options: Options, load_run: LoadRun, build_data: BuildData) -> Report:
     """Score every run and write its rows before the next one is touched.
 
-    A run that fails is logged with its traceback and listed in ``failed-<name>.csv``; the others are not hindered.
+    A run that fails is logged, with a traceback unless it is a user's mistake, and listed in ``failed-<name>.csv``;
+    the others are not hindered.
 
     Args:
         folders: name of a run (its path below the folder searched) to its folder.
@@ -111,8 +111,7 @@ def evaluate_runs(folders: Mapping[str, Path], options: Options, load_run: LoadR
             if options.figures:
                 draw(report, name, run, data, scored, options)
         except Exception as error:  # noqa: BLE001 (one run's failure, of any kind, must not cost the others' results)
-            log.error("%s failed: %s", name, error)
-            log.debug("%s", traceback.format_exc())
+            log.error("%s failed: %s", name, error, exc_info=not isinstance(error, USER_ERRORS))
             report.failed.append({"Run": name, "OOD dataset": "", "Error": _sentence(error)})
         write_tables(report, options)
     return report
@@ -124,17 +123,16 @@ def score(run: checkpoints.Run, data: OODDataModule, options: Options) -> Scored
     Raises:
         DataError: the data's splits are no longer those that the run was trained with.
     """
-    names = list(options.ood_datasets) or list(run.fixed["test_ood_datasets"])
     data.setup("test")
     _check_splits(run, data)
-    if not options.id_dataset:
-        return score_run(run.method, data, names, device=options.device, max_batches=options.max_batches)
-    # The stand-in goes through the transform that was fitted on the run's own training data.
-    loader = data.ood_loader(options.id_dataset, "test", device=options.device)
-    method = run.method.to(options.device)
-    known = score_loader(method, loader, options.max_batches)
-    ood = score_run(method, data, names, device=options.device, max_batches=options.max_batches)
-    return ScoredRun(known, ood.ood, ood.failed)
+    return score_run(
+        run.method,
+        data,
+        _ood_names(run.fixed, options),
+        id_name=options.id_dataset,
+        device=options.device,
+        max_batches=options.max_batches,
+    )
 
 
 def check_entries(folders: Sequence[Path], entries: Sequence[str]) -> None:
@@ -198,13 +196,16 @@ def _figures(scored: ScoredRun, title: str) -> dict[str, Figure]:
     return figures
 
 
+def _ood_names(fixed: Mapping[str, Any], options: Options) -> list[str]:
+    return list(options.ood_datasets) or list(fixed["test_ood_datasets"])
+
+
 def _asked_for(fixed: Mapping[str, Any], options: Options) -> dict[str, Any]:
     """A run's configuration with the data sets and the batch size that were asked for."""
-    names = list(options.ood_datasets) or list(fixed["test_ood_datasets"])
     stand_in = [options.id_dataset] if options.id_dataset else []
     return {
         **fixed,
-        "test_ood_datasets": [*names, *stand_in],
+        "test_ood_datasets": [*_ood_names(fixed, options), *stand_in],
         "eval_batch_size": options.batch_size or fixed["eval_batch_size"],
     }
 

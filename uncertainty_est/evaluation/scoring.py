@@ -53,7 +53,7 @@ class ScoredRun:
 def score_loader(method: Method, loader: Iterable[tuple[Tensor, Tensor]], max_batches: int | None = None) -> Scored:
     """Answers of `method` on the first `max_batches` batches of `loader` (all of them if ``None``).
 
-    Results stay on the device until the last batch, so that the host never waits between batches.
+    Results stay on the device until the last batch; between batches only the count of non-finite scores comes back.
 
     Raises:
         DataError: there was no batch.
@@ -82,15 +82,19 @@ def score_run(
     data: OODDataModule,
     ood_names: Sequence[str],
     *,
+    id_name: str | None = None,
     device: torch.device | str = "cpu",
     max_batches: int | None = None,
 ) -> ScoredRun:
     """Answers of `method` on the ID test set and on the test split of every named OOD set, one pass each.
 
+    `id_name` names a test set of `data` that stands in for its own ID test set; it goes through the same transform.
+
     An OOD set that cannot be read is reported in ``failed`` and does not hinder the others.
     """
     method = method.to(device)
-    id_data = score_loader(method, data.id_test_loader(device=device), max_batches)
+    id_loader = data.ood_loader(id_name, "test", device=device) if id_name else data.id_test_loader(device=device)
+    id_data = score_loader(method, id_loader, max_batches)
     ood: dict[str, Scored] = {}
     failed: dict[str, str] = {}
     for name in ood_names:

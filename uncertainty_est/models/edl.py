@@ -72,8 +72,6 @@ class EDL(DirichletNetwork):
 
     def loss_from(self, alpha: Tensor, y: Tensor, alpha_ood: Tensor | None) -> dict[str, Tensor]:
         misleading = alpha.masked_fill(F.one_hot(y, alpha.shape[-1]).bool(), 1.0)
-        flat = torch.ones_like(alpha)
-        weight = self.kl_weight * min(1.0, self.current_epoch / max(1, self.annealing_epochs))
-        if self.annealing_epochs == 0:
-            weight = self.kl_weight
-        return {"brier": expected_brier(alpha, y).mean(), "kl": weight * dirichlet_kl(misleading, flat).mean()}
+        annealed = min(1.0, self.current_epoch / self.annealing_epochs) if self.annealing_epochs else 1.0
+        kl = dirichlet_kl(misleading, torch.ones_like(alpha)).mean()
+        return {"brier": expected_brier(alpha, y).mean(), "kl": self.kl_weight * annealed * kl}
