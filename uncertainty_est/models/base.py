@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,8 @@ class Method(pl.LightningModule, ABC):
     """Trains on ``batch["ood"]``, so that ``fixed.ood_dataset`` must be given."""
     posthoc_split: ClassVar[Literal["train", "val"] | None] = None
     """The split that :meth:`fit_posthoc` reads after training, if any."""
+    can_sample: ClassVar[bool] = False
+    """Is a generative model that :meth:`sample` draws from."""
 
     def __init__(
         self,
@@ -73,6 +76,7 @@ class Method(pl.LightningModule, ABC):
         super().__init__()
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
+        self._notes: dict[str, Tensor] = {}
 
     # ------------------------------------------------------------------------------------ what a method implements
 
@@ -91,6 +95,22 @@ class Method(pl.LightningModule, ABC):
             loader: yields ``(x [B, *data_shape], y [B])``; under DDP, this rank's share only.
         """
 
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw ``[n, *data_shape]`` in the network's input space; only where :attr:`can_sample`.
+
+        Args:
+            n: how many.
+            generator: on the method's device; draws come from it alone.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is no generative model")
+
+    def set_metrics(self, scores: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Numbers of a whole data set made of its scores ``[N]``, as mean negative log-likelihood; rows of the tables.
+
+        Percentages excepted, each keeps its own unit. None by default.
+        """
+        return {}
+
     def validate_batch(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor | None]:
         """The loss parts and class probabilities ``[B, C]`` (if any) of a validation batch."""
         return self.loss(batch), self._predict(batch["id"][0]).probs
@@ -108,6 +128,14 @@ class Method(pl.LightningModule, ABC):
         if len(states) != 1:
             raise ConfigError(f"fixed.init_from: {type(self).__name__} takes one run, got {len(states)}")
         load_network(self, states[0], prefix="network.")
+
+    def note(self, values: Mapping[str, Tensor]) -> None:
+        """Log scalars beside the loss, as ``train/<name>`` or ``val/<name>``; call it while computing a loss.
+
+        Args:
+            values: name to scalar; detached here.
+        """
+        self._notes.update({name: value.detach() for name, value in values.items()})
 
     def keep_from_ddp(self, submodule: str) -> None:
         """Spare the state of `submodule`, which training does not touch, from DDP's broadcast at every step."""
@@ -147,8 +175,9 @@ class Method(pl.LightningModule, ABC):
         parts = self.loss(batch)
         total = torch.stack(list(parts.values())).sum()
         size = len(batch["id"][1])
-        if len(parts) > 1:
-            self.log_dict({f"train/{name}": part for name, part in parts.items()}, batch_size=size)
+        beside = self._take_notes() | (parts if len(parts) > 1 else {})
+        if beside:
+            self.log_dict({f"train/{name}": value for name, value in beside.items()}, batch_size=size)
         self.log("train/loss", total, batch_size=size, prog_bar=True)
         return total
 
@@ -156,10 +185,15 @@ class Method(pl.LightningModule, ABC):
         """Logs ``val/loss`` and, for a classifier, ``val/acc``; exact means over the split, also under DDP."""
         parts, probs = self.validate_batch(batch)
         y = batch["id"][1]
-        values = {"val/loss": torch.stack(list(parts.values())).sum()}
+        values = {f"val/{name}": value for name, value in self._take_notes().items()}
+        values["val/loss"] = torch.stack(list(parts.values())).sum()
         if probs is not None:
             values["val/acc"] = (probs.argmax(-1) == y).float().mean()
         self.log_dict(values, batch_size=len(y), on_epoch=True, prog_bar=True, sync_dist=True)
+
+    def _take_notes(self) -> dict[str, Tensor]:
+        notes, self._notes = self._notes, {}
+        return notes
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Prediction:
         """:meth:`predict` of the inputs of ``(x, y)``."""
