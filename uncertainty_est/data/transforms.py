@@ -1,4 +1,4 @@
-"""From a source's tensors to the network's input, a whole batch at a time and on its device."""
+"""From a source's tensors to the network's input and back, a whole batch at a time and on its device."""
 
 from __future__ import annotations
 
@@ -73,9 +73,17 @@ class ImageTransform:
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` uint8 -> float32."""
+        self._follow(x)
+        return x.float().div_(255).sub_(self._mean).div_(self._std)
+
+    def invert(self, x: Tensor) -> Tensor:
+        """The network's input ``[B, C, H, W]`` back to levels 0..255, float32, neither rounded nor clamped."""
+        self._follow(x)
+        return x.float().mul(self._std).add_(self._mean).mul_(255)
+
+    def _follow(self, x: Tensor) -> None:
         if self._mean.device != x.device:
             self._mean, self._std = self._mean.to(x.device), self._std.to(x.device)
-        return x.float().div_(255).sub_(self._mean).div_(self._std)
 
     def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Each image of ``[B, C, H, W]`` uint8 turned, mirrored and shifted by draws of its own.
@@ -151,8 +159,11 @@ def _per_channel(values: float | Sequence[float]) -> Tensor:
     )
 
 
+SCALINGS = ("standard", "minmax", "robust", "asinh", "none")
+
+
 class TableTransform:
-    """Features to ``(x - shift) / scale``, estimated on the in-distribution training split.
+    """Features to ``z = (x - shift) / scale``, estimated on the in-distribution training split.
 
     ============  ================  ==========================================
     scaling       shift             scale
@@ -160,18 +171,20 @@ class TableTransform:
     ``standard``  mean              standard deviation (dividing by N)
     ``minmax``    minimum           maximum - minimum
     ``robust``    median            third quartile - first quartile
+    ``asinh``     median            third quartile - first quartile
     ``none``      0                 1
     ============  ================  ==========================================
 
-    A feature whose scale is 0 is only shifted.
+    With ``asinh`` the result is ``asinh(z)``: like z near the median, like a logarithm far from it, for features with
+    outliers of many standard deviations. A feature whose scale is 0 is only shifted (scale 1).
 
     Raises:
         ValueError: an unknown `scaling`.
     """
 
     def __init__(self, scaling: str = "standard") -> None:
-        if scaling not in ("standard", "minmax", "robust", "none"):
-            raise ValueError(f"scaling must be 'standard', 'minmax', 'robust' or 'none', got '{scaling}'")
+        if scaling not in SCALINGS:
+            raise ValueError(f"scaling must be one of {', '.join(SCALINGS)}, got '{scaling}'")
         self.scaling = scaling
         self._shift: Tensor | None = None
         self._scale: Tensor | None = None
@@ -193,7 +206,7 @@ class TableTransform:
             shift, scale = x.mean(0), x.std(0, correction=0)
         elif self.scaling == "minmax":
             shift, scale = low, high - low
-        elif self.scaling == "robust":
+        elif self.scaling in ("robust", "asinh"):
             quartiles = torch.from_numpy(np.quantile(x.numpy(), [0.25, 0.5, 0.75], axis=0))
             shift, scale = quartiles[1], quartiles[2] - quartiles[0]
         else:
@@ -211,11 +224,26 @@ class TableTransform:
         Raises:
             NotFittedError: :meth:`fit` has not been called.
         """
+        shift, scale = self._fitted(x.device)
+        z = (x.float() - shift) / scale
+        return torch.asinh(z) if self.scaling == "asinh" else z
+
+    def invert(self, x: Tensor) -> Tensor:
+        """The network's input ``[B, D]`` back to the table's own units, float32 (``asinh``: infinite beyond about 88).
+
+        Raises:
+            NotFittedError: :meth:`fit` has not been called.
+        """
+        shift, scale = self._fitted(x.device)
+        z = torch.sinh(x.float()) if self.scaling == "asinh" else x.float()
+        return z * scale + shift
+
+    def _fitted(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if self._shift is None or self._scale is None:
             raise NotFittedError("TableTransform: call fit(x_train) before transforming a batch")
-        if self._shift.device != x.device:
-            self._shift, self._scale = self._shift.to(x.device), self._scale.to(x.device)
-        return (x.float() - self._shift) / self._scale
+        if self._shift.device != device:
+            self._shift, self._scale = self._shift.to(device), self._scale.to(device)
+        return self._shift, self._scale
 
     def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Tables are not augmented."""
