@@ -65,7 +65,7 @@ class Method(pl.LightningModule, ABC):
     """Trains on ``batch["ood"]``, so that ``fixed.ood_dataset`` must be given."""
     posthoc_split: ClassVar[Literal["train", "val"] | None] = None
     """The split that :meth:`fit_posthoc` reads after training, if any."""
-    can_sample: ClassVar[bool] = False
+    can_sample: bool = False
     """Is a generative model that :meth:`sample` draws from."""
 
     def __init__(

@@ -50,7 +50,10 @@ class DirichletNetwork(Method):
         return self.concentrations(self.network(x).double().clamp(max=_LARGEST_LOGIT))
 
     def _predict(self, x: Tensor) -> Prediction:
-        alpha = self.alpha(x)
+        return self.predict_from(self.alpha(x))
+
+    def predict_from(self, alpha: Tensor) -> Prediction:
+        """Mean probabilities and scores of concentrations ``[B, C]``."""
         probs = alpha / alpha.sum(-1, keepdim=True)
         return Prediction(probs.float(), measures.dirichlet_scores(alpha, self.headline))
 
