@@ -115,6 +115,98 @@ def write_pack(path: Path, shape: Sequence[int] = (32, 32, 3), classes: int = 5)
     )
 
 
+# In UCI's order, which is not the order of the label numbers.
+SEGMENT_NAMES = ("brickface", "sky", "foliage", "cement", "window", "path", "grass")
+SEGMENT_LABELS = {"brickface": 0, "foliage": 1, "cement": 2, "window": 3, "path": 4, "grass": 5, "sky": 6}
+PER_CLASS = 20
+
+
+def segment_rows() -> tuple[np.ndarray, list[str]]:
+    """Features ``[N, 18]`` in units of their own, whose first is the row's number, and names of classes."""
+    rng = np.random.default_rng(0)
+    names = [name for name in SEGMENT_NAMES for _ in range(PER_CLASS)]
+    x = rng.normal(size=(len(names), 18)) * rng.lognormal(sigma=2, size=18) + rng.normal(size=18)
+    x[:, 0] = np.arange(len(names))
+    return np.array([[float(f"{value:.6g}") for value in row] for row in x]), names
+
+
+def write_postnet_csv(path: Path, x: np.ndarray, y: np.ndarray, metadata: bool = True) -> None:
+    """A header, rows of index, features and label as floats, and the numbers of rows, features and classes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    n, features = x.shape
+    lines = ["," + ",".join(map(str, range(features + 1)))]
+    for i in range(n):
+        lines.append(",".join([str(i), *(repr(float(value)) for value in x[i]), f"{float(y[i])}"]))
+    if metadata:
+        for i, number in enumerate((n, features, len(set(y.tolist())))):
+            lines.append(f"{n + i},{float(number)}" + "," * features)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def write_segment_csv(root: Path) -> None:
+    """Scaled to [0, 1] over all rows but the sky's, in an order of their own, sky in a file of its own."""
+    x, names = segment_rows()
+    order = np.random.default_rng(1).permutation(len(x))
+    x, y = x[order], np.array([SEGMENT_LABELS[names[i]] for i in order])
+    sky = y == 6
+    low, high = x[~sky].min(0), x[~sky].max(0)
+    x = (x - low) / (high - low)
+    write_postnet_csv(root / "segment" / "segment_scale_sky_missing.csv", x[~sky], y[~sky])
+    write_postnet_csv(root / "segment" / "segment_scale_sky_only.csv", x[sky], y[sky])
+
+
+def _segment_files(root: Path, files: tuple[str, str], seed: int) -> list[tuple[Path, list[tuple[str, str]]]]:
+    """For two files their path, and name of class and the 19 features as text of every row."""
+    (root / "segment").mkdir(parents=True, exist_ok=True)
+    x, names = segment_rows()
+    x = np.insert(x, 2, 9, axis=1)  # region-pixel-count
+    order = np.random.default_rng(seed).permutation(len(x))
+    parts = (order[: len(x) // 4], order[len(x) // 4 :])
+    return [
+        (root / "segment" / file, [(names[i], ",".join(f"{value:.6g}" for value in x[i])) for i in rows])
+        for file, rows in zip(files, parts, strict=True)
+    ]
+
+
+def write_segment_uci(root: Path) -> None:
+    """Two lines of remarks, the features' names and two blank lines, then rows with the class in capitals in front."""
+    for path, rows in _segment_files(root, ("segmentation.data", "segmentation.test"), seed=2):
+        header = [";;; -*- remarks -*-", ";;; more remarks", "", ",".join(f"FEATURE-{i}" for i in range(19)), ""]
+        path.write_text("\n".join([*header, *(f"{name.upper()},{row}" for name, row in rows)]) + "\n")
+
+
+def write_segment_arff(root: Path) -> None:
+    """Remarks after per cent signs, the attributes, then rows with the class at the end."""
+    for path, rows in _segment_files(root, ("segment-challenge.arff", "segment-test.arff"), seed=3):
+        attributes = [f"@attribute feature-{i} numeric" for i in range(19)]
+        classes = f"@attribute class {{{','.join(SEGMENT_NAMES)}}}"
+        header = ["% remarks, with commas", "%", "@relation segment", "", *attributes, classes, "", "@data", ""]
+        path.write_text("\n".join([*header, *(f"{row},{name}" for name, row in rows)]) + "\n")
+
+
+SENSORLESS, SENSORLESS_SUBSET = "Sensorless_drive_diagnosis.txt", "Sensorless_drive_diagnosis.subset.txt"
+
+
+def write_sensorless(root: Path, file: str = SENSORLESS, more: int = 0) -> np.ndarray:
+    """`PER_CLASS` rows of each of the classes 1 to 11 and `more` of 1 and 2, by class; ``[N, 49]`` as written.
+
+    The first feature is the row's number.
+    """
+    (root / "sensorless").mkdir(parents=True, exist_ok=True)
+    y = np.repeat(np.arange(1, 12), [PER_CLASS + more, PER_CLASS + more, *[PER_CLASS] * 9])
+    table = np.column_stack([np.random.default_rng(4).standard_t(2, size=(len(y), 48)) * 1e-3, y])
+    table[:, 0] = np.arange(len(y))
+    np.savetxt(root / "sensorless" / file, table, fmt=["%.5g"] * 48 + ["%d"])
+    return np.loadtxt(root / "sensorless" / file)
+
+
+def write_gaussian2d(root: Path) -> None:
+    rng = np.random.default_rng(5)
+    y, ring = np.arange(90) % 3, np.arange(400) % 40
+    write_postnet_csv(root / "gaussian2d" / "2DGaussians-0.2.csv", rng.normal(size=(90, 2)), y)
+    write_postnet_csv(root / "gaussian2d" / "anomalous-2Ddataset.csv", rng.normal(size=(400, 2)) + 15, ring)
+
+
 def write_all(root: Path) -> None:
     for seed, name in enumerate(("MNIST", "FashionMNIST", "KMNIST")):
         write_mnist_like(root, name, seed)
@@ -124,3 +216,8 @@ def write_all(root: Path) -> None:
     write_svhn(root)
     write_textures(root)
     write_pack(root / "tiny_imagenet32.npz")
+    write_segment_csv(root)
+    write_segment_uci(root)
+    write_segment_arff(root)
+    write_sensorless(root, SENSORLESS_SUBSET, more=7)
+    write_gaussian2d(root)

@@ -10,11 +10,13 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from tests.conftest import compose_points, real_data
 from uncertainty_est.data.source import SPLIT_NAMES, Source, Split
 from uncertainty_est.errors import DataError
+from uncertainty_est.run import build_data
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "configs" / "source").glob("*.yaml"))
-SHAPES = ([2], [13], [30], [1, 8, 8])
+SHAPES = ([2], [13], [18], [30], [48], [1, 8, 8])
 
 
 def build(file: Path, root: Path, split_seed: int = 1) -> Source:
@@ -43,7 +45,7 @@ def splits_of(source: Source) -> dict[str, Split]:
 
 
 def test_there_are_sources() -> None:
-    assert len(FILES) >= 22
+    assert len(FILES) >= 28
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -81,6 +83,45 @@ def test_shapes_types_labels_and_disjoint_deterministic_splits(file: Path, publi
 def test_the_files_say_how_a_set_is_cut(name: str, sizes: list[int], tmp_path: Path) -> None:
     splits = splits_of(build(FILES[0].with_stem(name), tmp_path))
     assert [len(splits[split]) if split in splits else 0 for split in SPLIT_NAMES] == sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("segment", [1584, 198, 198]),
+        ("segment_ood", [0, 66, 264]),
+        ("sensorless", [1440, 180, 180]),
+        ("sensorless_ood", [0, 80, 320]),
+        ("gaussian2d_file", [1200, 150, 150]),
+        ("anomalous_gaussian2d_file", [0, 80, 320]),
+    ],
+)
+def test_real_tables_are_cut_as_the_files_say(name: str, sizes: list[int]) -> None:
+    splits = splits_of(build(FILES[0].with_stem(name), real_data()))
+    assert [len(splits[split]) if split in splits else 0 for split in SPLIT_NAMES] == sizes
+
+
+@pytest.mark.parametrize(
+    ("dataset", "more", "sizes"),
+    [
+        ("segment", [], [1584, 198, 198]),
+        ("segment", ["classes=[0,1,2,4,5]"], [1320, 165, 165]),
+        ("segment", ["val_fraction=0.2", "test_fraction=0.2"], [1188, 396, 396]),
+        ("sensorless", ["val_fraction=0.2", "test_fraction=0.2", "max_per_class=100"], [540, 180, 180]),
+    ],
+)
+def test_other_splits_by_override(dataset: str, more: list[str], sizes: list[int]) -> None:
+    """As the comments in configs/dataset say."""
+    overrides = [f"+fixed.sources.{dataset}.{item}" for item in more]
+    if more and more[0].startswith("classes"):
+        overrides.append("fixed.num_classes=5")
+    (fixed,) = compose_points(
+        f"dataset={dataset}", "model=fc_ce_baseline", f"fixed.data_root={real_data()}", *overrides
+    )
+    data = build_data(fixed)
+    data.setup()
+    assert [len(indices) for indices in data.split_indices().values()] == sizes
+    assert len(data.class_counts) == fixed["num_classes"] and data.class_counts.min() > 0
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

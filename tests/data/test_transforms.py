@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as npst
 from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
 from torchvision.transforms.v2 import functional as tvf
 
-from uncertainty_est.data.transforms import ImageTransform, TableTransform, rotate, shift_and_mirror
+from uncertainty_est.data.transforms import SCALINGS, ImageTransform, TableTransform, rotate, shift_and_mirror
 from uncertainty_est.errors import DataError, NotFittedError
 
 
@@ -36,6 +36,22 @@ def test_normalisation_is_torchvisions() -> None:
     expected = tvf.normalize(tvf.to_dtype(x, torch.float32, scale=True), mean, std)
     torch.testing.assert_close(ImageTransform(mean, std)(x), expected)
     assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.5, 0.5), ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616])])
+def test_normalised_images_come_back(mean: float | list[float], std: float | list[float]) -> None:
+    x, transform = images(4, 3, 8, 8), ImageTransform(mean, std)
+    normalised = transform(x)
+    kept = normalised.clone()
+    back = transform.invert(normalised)
+    assert back.dtype == torch.float32 and torch.equal(normalised, kept)
+    torch.testing.assert_close(back, x.float(), atol=1e-4, rtol=0)
+    assert torch.equal(back.round().to(torch.uint8), x)
+
+
+def test_inverted_images_are_not_clamped() -> None:
+    x = torch.tensor([-3.0, 2.0]).view(2, 1, 1, 1)
+    assert ImageTransform().invert(x).flatten().tolist() == [-255.0, 382.5]
 
 
 @given(
@@ -175,25 +191,60 @@ def test_scaling_is_scikit_learns(scaling: str, scaler: type) -> None:
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
 
 
-@given(x=TABLES, scaling=st.sampled_from(["standard", "minmax", "robust", "none"]))
+def test_asinh_is_the_robust_scaling_bent() -> None:
+    rng = np.random.default_rng(0)
+    train, new = (rng.standard_t(2, size=(200, 4)).astype(np.float32) for _ in range(2))
+    transform = TableTransform("asinh").fit(torch.from_numpy(train))
+    expected = np.arcsinh(RobustScaler().fit(train.astype(np.float64)).transform(new.astype(np.float64)))
+    np.testing.assert_allclose(transform(torch.from_numpy(new)), expected, rtol=1e-4, atol=1e-5)
+    quartiles = torch.quantile(torch.from_numpy(train), torch.tensor([0.25, 0.5, 0.75]), dim=0)
+    middle, spread = quartiles[1], quartiles[2] - quartiles[0]
+    far = transform(middle + torch.tensor([[-1e6], [-1e3], [1e3], [1e6]]) * spread)
+    sides = torch.tensor([[-1.0], [-1.0], [1.0], [1.0]])
+    logarithm = torch.tensor([[2e6], [2e3], [2e3], [2e6]]).log()  # asinh(z) is log(2z) far from 0
+    torch.testing.assert_close(far, (sides * logarithm).expand(4, 4), atol=1e-4, rtol=1e-4)
+
+
+@given(x=TABLES, scaling=st.sampled_from(SCALINGS))
+def test_tables_come_back(x: np.ndarray, scaling: str) -> None:
+    table = torch.from_numpy(x)
+    transform = TableTransform(scaling).fit(table)
+    back = transform.invert(transform(table))
+    assert back.dtype == torch.float32
+    # Rounding is relative to the largest values on the way: the table's, and what is added to it.
+    torch.testing.assert_close(back, table, atol=2e-5 * max(1.0, float(table.abs().max())), rtol=1e-5)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_new_rows_come_back(scaling: str) -> None:
+    rng = np.random.default_rng(1)
+    train, new = (torch.from_numpy(rng.standard_t(2, size=(300, 5)) * [1e-5, 1, 1, 30, 1e4]).float() for _ in range(2))
+    transform = TableTransform(scaling).fit(train)
+    kept = new.clone()
+    torch.testing.assert_close(transform.invert(transform(255 * new)), 255 * new, atol=1e-6, rtol=1e-3)
+    assert torch.equal(new, kept)
+
+
+@given(x=TABLES, scaling=st.sampled_from(SCALINGS))
 def test_scaled_training_data_is_finite_whatever_it_is(x: np.ndarray, scaling: str) -> None:
     out = TableTransform(scaling).fit(torch.from_numpy(x))(torch.from_numpy(x))
     assert torch.isfinite(out).all()
 
 
-@pytest.mark.parametrize("scaling", ["standard", "minmax", "robust", "none"])
+@pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e6])
 def test_a_constant_feature_is_only_shifted(scaling: str, value: float) -> None:
     x = torch.full((50, 1), value)
     transform = TableTransform(scaling).fit(x)
-    expected = 1.0 + (value if scaling == "none" else 0.0)
+    expected = {"none": 1 + value, "asinh": np.arcsinh(1.0)}.get(scaling, 1.0)
     assert transform(x + 1).flatten()[0].item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_tables_are_not_augmented_and_must_be_fitted() -> None:
     x = torch.rand(4, 2)
     assert torch.equal(TableTransform().augment(x, generator()), x)
-    with pytest.raises(NotFittedError, match="TableTransform: call fit"):
-        TableTransform()(x)
+    for method in (TableTransform().__call__, TableTransform().invert):
+        with pytest.raises(NotFittedError, match="TableTransform: call fit"):
+            method(x)
     with pytest.raises(ValueError, match="scaling must be .* got 'log'"):
         TableTransform("log")

@@ -112,7 +112,7 @@ def read_postnet_csv(file: TableFile, features: int | None = None) -> tuple[np.n
         stop -= 1
     metadata = body[stop:]
     if len(metadata) not in (0, _METADATA_ROWS):
-        raise file.error(f"is damaged (its last {len(metadata)} rows are incomplete)")
+        raise file.error(f"is damaged (rows without a label at its end: {len(metadata)}, where 3 or none belong)")
     table = file.numbers(body[:stop], columns)
     if metadata:
         said = file.numbers([",".join(line.split(",")[1:2]) for line in metadata], 1)[:2, 0].tolist()
