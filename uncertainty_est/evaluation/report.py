@@ -19,6 +19,7 @@ from uncertainty_est.errors import USER_ERRORS, ConfigError, DataError, did_you_
 from uncertainty_est.evaluation import plots
 from uncertainty_est.evaluation.aggregate import RunTables, aggregate
 from uncertainty_est.evaluation.plane import score_plane
+from uncertainty_est.evaluation.samples import sample_figure
 from uncertainty_est.evaluation.scoring import ScoredRun, save_scores, score_run
 from uncertainty_est.evaluation.tables import RunInfo, clf_table, ood_table
 from uncertainty_est.files import write_atomically, write_json
@@ -171,12 +172,16 @@ def write_tables(report: Report, options: Options) -> None:
 def draw(
     report: Report, name: str, run: checkpoints.Run, data: OODDataModule, scored: ScoredRun, options: Options
 ) -> None:
-    """Score histograms and ROC curves for every score, a reliability diagram, and for two features the plane."""
+    """Score histograms and ROC curves for every score, a reliability diagram, the plane of two features, samples."""
     folder = options.output_folder / f"figures-{options.name}" / _slug(name)
     folder.mkdir(parents=True, exist_ok=True)
     figures = _figures(scored, title=f"{run.fixed['model']} on {options.id_dataset or run.fixed['dataset']}")
     if data.data_shape == (2,):
         figures["plane.png"] = score_plane(run.method, data, title=f"{run.fixed['model']}, {run.fixed['dataset']}")
+    if run.method.can_sample:
+        figure = sample_figure(run.method, data, title=f"{run.fixed['model']}, {run.fixed['dataset']}")
+        if figure is not None:
+            figures["samples.png"] = figure
     for file, figure in figures.items():
         plots.save_figure(figure, folder / file)
         report.files.append(folder / file)

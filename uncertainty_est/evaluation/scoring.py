@@ -28,11 +28,13 @@ class Scored:
         labels: ``[N]``.
         probs: ``[N, C]`` float64, or ``None``.
         scores: name to ``[N]`` float64, higher = more in-distribution.
+        quantities: name to ``[N]``, what else the method tells of the data, in units of their own.
     """
 
     labels: np.ndarray
     probs: np.ndarray | None
     scores: dict[str, np.ndarray]
+    quantities: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,12 @@ def score_loader(method: Method, loader: Iterable[tuple[Tensor, Tensor]], max_ba
             scores.setdefault(name, []).append(values)
     if not labels:
         raise DataError("there is nothing to score: the data set is empty")
+    arrays = {name: _to_numpy(values).astype(np.float64) for name, values in scores.items()}
     return Scored(
         labels=_to_numpy(labels),
         probs=_to_numpy(probs).astype(np.float64) if probs else None,
-        scores={name: _to_numpy(values).astype(np.float64) for name, values in scores.items()},
+        scores=arrays,
+        quantities=method.quantities(arrays),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,8 @@ from uncertainty_est.metrics.ood import ood_metrics
 
 # NLL and the divergence are in nats; every other number is a share and shown in percent.
 _IN_NATS = ("NLL", "KL from uniform")
+# Stands in the column of scores where a row is the mean of a quantity, which has a unit of its own.
+_QUANTITY = "Mean"
 
 
 @dataclass(frozen=True)
@@ -101,30 +103,22 @@ def ood_table(
                 middle = {"OOD dataset": name, "Score": score, "Metric": metric, "Value": value}
                 low, high = percent(metric, estimate.low), percent(metric, estimate.high)
                 rows.append(info.row(middle, ours(name, low, high, headline=i == 0)))
-    if calibration:
-        for name, data in scored.ood.items():
-            if data.probs is None:
-                continue
-            mean, half = _mean_and_half_width(uniform_divergence(data.probs))
-            middle = {
-                "OOD dataset": name,
-                "Score": "OOD Calibration",
-                "Metric": "KL from uniform",
-                "Value": mean,
-            }
+    for name, data in scored.ood.items():
+        means = [(_QUANTITY, metric, values) for metric, values in data.quantities.items()]
+        if calibration and data.probs is not None:
+            means.append(("OOD Calibration", "KL from uniform", uniform_divergence(data.probs)))
+        for score, metric, values in means:
+            mean, half = _mean_and_half_width(values)
+            middle = {"OOD dataset": name, "Score": score, "Metric": metric, "Value": mean}
             rows.append(info.row(middle, ours(name, mean - half, mean + half, headline=False)))
     return pd.DataFrame(rows)
 
 
 def clf_table(info: RunInfo, scored: ScoredRun) -> pd.DataFrame:
-    """One row for each classification and calibration metric of the ID test set; empty without classes."""
+    """One row for each classification and calibration metric, and mean quantity, of the ID test set."""
     data = scored.id_data
-    if data.probs is None:
-        return pd.DataFrame()
-    metrics = classification_metrics(data.probs, data.labels)
     return pd.DataFrame(
-        info.row({"Metric": name, "Value": percent(name, value)}, {"n_id": len(data.labels)})
-        for name, value in metrics.items()
+        info.row({"Metric": name, "Value": value}, {"n_id": len(data.labels)}) for name, value in _whole_set(data)
     )
 
 
@@ -141,11 +135,19 @@ def results_of(scored: ScoredRun, groups: Mapping[str, Sequence[str]], *, seed: 
             score: {metric: float(np.mean([ood[n][score][metric] for n in names])) for metric in metrics}
             for score, metrics in ood[names[0]].items()
         }
-    classification = {}
-    if scored.id_data.probs is not None:
-        metrics = classification_metrics(scored.id_data.probs, scored.id_data.labels)
-        classification = {name: percent(name, value) for name, value in metrics.items()}
-    return {"seed": seed, "classification": classification, "ood": ood}
+    for name, data in scored.ood.items():
+        if data.quantities:
+            ood[name][_QUANTITY] = {metric: float(values.mean()) for metric, values in data.quantities.items()}
+    return {"seed": seed, "classification": dict(_whole_set(scored.id_data)), "ood": ood}
+
+
+def _whole_set(data: Scored) -> Iterator[tuple[str, float]]:
+    """Numbers of a data set with known labels, as the tables show them."""
+    if data.probs is not None:
+        for name, value in classification_metrics(data.probs, data.labels).items():
+            yield name, percent(name, value)
+    for name, values in data.quantities.items():
+        yield name, float(values.mean())
 
 
 def _metrics(known: Scored, unknown: Scored, score: str) -> dict[str, float]:

@@ -104,10 +104,10 @@ class Method(pl.LightningModule, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} is no generative model")
 
-    def set_metrics(self, scores: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Numbers of a whole data set made of its scores ``[N]``, as mean negative log-likelihood; rows of the tables.
+    def quantities(self, scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What else the tables should tell of a data set, from its scores ``[N]``: name to ``[N]``, shown as means.
 
-        Percentages excepted, each keeps its own unit. None by default.
+        For quantities with a unit of their own, such as bits per dimension. None by default.
         """
         return {}
 

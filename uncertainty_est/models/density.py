@@ -25,8 +25,8 @@ class DensityMethod(Method):
     `discriminative`, :math:`-\operatorname{mean} \ln p(x \mid y)`; then
     :math:`p(x) = \tfrac1C \sum_c p(x \mid c)`, and there are class probabilities.
 
-    Score: ``p(x)``, :math:`\ln p(x)` in nats. Every data set that is scored gets a number, ``Bits per dim`` of images
-    (:math:`-\ln p(x) / (D \ln 2)`) or ``NLL of x`` of tables, in nats.
+    Score: ``p(x)``, :math:`\ln p(x)` in nats. The tables also tell the mean ``Bits per dim`` of every set
+    of images (:math:`-\ln p(x) / (D \ln 2)`), ``NLL of x`` of tables, in nats.
 
     Args:
         data_shape: shape of one input.
@@ -76,9 +76,9 @@ class DensityMethod(Method):
             part = {"nll": F.nll_loss(log_p, y)}
         return part, self._probs(log_p)
 
-    def set_metrics(self, scores: Mapping[str, np.ndarray]) -> dict[str, float]:
-        mean = float(np.mean(scores[_SCORE]))
-        return {"Bits per dim": self._bits_per_dim(mean)} if self._is_image else {"NLL of x": -mean}
+    def quantities(self, scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        log_p = scores[_SCORE]
+        return {"Bits per dim": self._bits_per_dim(log_p)} if self._is_image else {"NLL of x": -log_p}
 
     @property
     def _is_image(self) -> bool:
