@@ -138,6 +138,23 @@ def test_sources_are_found_by_yaml_by_file_and_as_unscaled(tmp_path: Path) -> No
     }
 
 
+def test_an_embedded_set_is_a_file_that_may_be_written_later(tmp_path: Path) -> None:
+    sources, data = tmp_path / "source", tmp_path / "data"
+    sources.mkdir()
+    data.mkdir()
+    (sources / "digits.yaml").write_text("_target_: a.B\n")
+    for name in ("digits_embedded", "digits_unscaled_embedded"):
+        node = config.find_source(name, sources, data)
+        assert node["_target_"] == "uncertainty_est.data.sources.pack.NpzPack"
+        assert node["name"] == name
+    unscaled = config.find_source("digits_embedded_unscaled", sources, data)
+    assert unscaled["source"] == config.find_source("digits_embedded", sources, data)
+    with pytest.raises(ConfigError, match=r"no data set 'digitz'.*did you mean 'digits'"):
+        config.find_source("digitz_embedded", sources, data)
+    np.savez(data / "elsewhere_embedded.npz", x_train=np.zeros(1))
+    assert config.find_source("elsewhere_embedded", sources, data)["name"] == "elsewhere_embedded"
+
+
 def test_what_the_user_set_for_a_source_wins(tmp_path: Path) -> None:
     (tmp_path / "digits.yaml").write_text("_target_: a.B\nval_fraction: 0.1\n")
     whole = OmegaConf.create(

@@ -21,6 +21,7 @@ OWN_PACKAGE = "uncertainty_est"
 TRUSTED_PACKAGES = (OWN_PACKAGE, "torch.optim", "pytorch_lightning")
 
 UNSCALED_SUFFIX = "_unscaled"
+EMBEDDED_SUFFIX = "_embedded"
 # Keys of `fixed` whose values are names of data sets.
 _DATASET_KEYS = ("dataset", "ood_dataset", "val_ood_datasets", "test_ood_datasets")
 # What an unknown name that is near no known one may have been meant to be.
@@ -69,7 +70,10 @@ def grid_dataset_names(grid: Mapping[str, Any] | None) -> list[str]:
 
 
 def find_source(name: str, source_dir: Path, data_root: Path) -> dict[str, Any]:
-    """The node that builds data set `name`: its YAML, its ``_unscaled`` form, or a ``.npz`` file in `data_root`.
+    """The node that builds data set `name`: its YAML, a ``.npz`` file in `data_root`, or a form of another set.
+
+    ``<name>_unscaled`` is made of ``<name>``. ``<name>_embedded`` is a ``.npz`` file that may be written later; until
+    it is there, ``<name>`` must be known.
 
     Raises:
         ConfigError: no such data set, with the nearest known name.
@@ -77,7 +81,11 @@ def find_source(name: str, source_dir: Path, data_root: Path) -> dict[str, Any]:
     path = source_dir / f"{name}.yaml"
     if path.is_file():
         return yaml.safe_load(path.read_text())
-    if (data_root / f"{name}.npz").is_file():
+    is_pack = (data_root / f"{name}.npz").is_file()
+    if not is_pack and name.endswith(EMBEDDED_SUFFIX):
+        find_source(name.removesuffix(EMBEDDED_SUFFIX), source_dir, data_root)
+        is_pack = True
+    if is_pack:
         return {
             "_target_": f"{OWN_PACKAGE}.data.sources.pack.NpzPack",
             "root": "${fixed.data_root}",

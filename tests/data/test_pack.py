@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.conftest import real_data
 from tests.data.layouts import TEST, TRAIN, images, labels, write_pack
+from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.data.source import SPLIT_NAMES
 from uncertainty_est.data.sources.pack import NpzPack
+from uncertainty_est.data.transforms import TableTransform
 from uncertainty_est.errors import DataError
 
 
@@ -57,6 +60,84 @@ def test_the_test_part_may_stand_alone_with_or_without_labels(tmp_path: Path) ->
     with pytest.raises(DataError, match=r"mine\.npz: has no 'x_train'"):
         source.split("val")
     assert (pack(tmp_path, x_test=arrays["x_test"]).split("test").y == -1).all()
+
+
+def in_three_parts() -> dict[str, Any]:
+    return good() | {"x_val": images(9, 8, 8, seed=2), "y_val": labels(9, 3)}
+
+
+def test_a_validation_part_of_its_own_leaves_the_training_part_whole(tmp_path: Path) -> None:
+    arrays = in_three_parts()
+    source = pack(tmp_path, **arrays)
+    source.prepare()
+    for name in SPLIT_NAMES:
+        split = source.split(name)
+        assert split.part == name
+        assert split.indices.tolist() == list(range(len(arrays[f"y_{name}"])))
+        assert np.array_equal(split.x[:, 0], arrays[f"x_{name}"])
+        assert np.array_equal(split.y, arrays[f"y_{name}"])
+    # Neither the seed nor the fraction cuts anything; classes and max_items keep what they keep elsewhere.
+    other = NpzPack(str(tmp_path), "mine", shape=[1, 8, 8], split_seed=7, val_fraction=0.5)
+    assert all(np.array_equal(other.split(name).indices, source.split(name).indices) for name in SPLIT_NAMES)
+    few = NpzPack(str(tmp_path), "mine", shape=[1, 8, 8], classes=[2, 0], max_items=3)
+    for name in SPLIT_NAMES:
+        split = few.split(name)
+        assert len(split) == len(split.indices.unique()) == 3
+        assert np.array_equal(split.y, np.where(arrays[f"y_{name}"][split.indices] == 2, 0, 1))
+
+
+def tables_in_three_parts() -> dict[str, Any]:
+    return {key: x.reshape(len(x), -1) / 255 if x.ndim > 1 else x for key, x in in_three_parts().items()}
+
+
+def module(source: NpzPack) -> OODDataModule:
+    return OODDataModule(
+        id_source=source,
+        transform=TableTransform("standard"),
+        data_shape=source.shape,
+        num_classes=3,
+        batch_size=8,
+        eval_batch_size=8,
+        val_ood_sources={},
+        test_ood_sources={},
+        seed=0,
+    )
+
+
+def test_the_data_module_takes_the_three_parts_as_disjoint(tmp_path: Path) -> None:
+    """Equal positions in different parts are different items, and the transform sees the training part only."""
+    data = module(pack(tmp_path, (64,), **tables_in_three_parts()))
+    data.setup("fit")
+    assert {name: len(rows) for name, rows in data.split_indices().items()} == {"train": TRAIN, "val": 9, "test": TEST}
+    assert all(np.array_equal(rows, np.arange(len(rows))) for rows in data.split_indices().values())
+    x = np.concatenate([x.numpy() for x, _ in data.plain_loader("train")])
+    np.testing.assert_allclose(x.mean(0), 0, atol=1e-5)
+    assert sum(len(batch["id"][1]) for batch in data.train_dataloader()) == TRAIN
+    assert sum(len(batch["id"][1]) for batch in data.val_dataloader()) == 9
+
+
+@pytest.mark.parametrize("y", ["all -1", "left out"])
+def test_an_ood_set_without_training_part_and_labels(tmp_path: Path, y: str) -> None:
+    arrays = {key: x for key, x in in_three_parts().items() if key in ("x_val", "x_test")}
+    if y == "all -1":
+        arrays |= {"y_val": np.full(9, -1), "y_test": np.full(TEST, -1)}
+    source = pack(tmp_path, **arrays)
+    source.prepare()
+    for name in ("val", "test"):
+        split = source.split(name)
+        assert np.array_equal(split.x[:, 0], arrays[f"x_{name}"])
+        assert (split.y == -1).all() and split.y.dtype == torch.int64
+    with pytest.raises(DataError, match=r"mine\.npz: has no 'x_train'"):
+        source.split("train")
+
+
+def test_a_set_without_labels_is_no_in_distribution_set(tmp_path: Path) -> None:
+    source = pack(tmp_path, (64,), **tables_in_three_parts() | {"y_train": np.full(TRAIN, -1)})
+    assert (source.split("train").y == -1).all()
+    with pytest.raises(DataError, match="mine: labels of its train split range from -1 to -1"):
+        module(source).setup("fit")
+    with pytest.raises(DataError, match=r"no items of the classes \[0\]"):
+        NpzPack(str(tmp_path), "mine", shape=[64], classes=[0]).split("train")
 
 
 @pytest.mark.parametrize(
@@ -120,6 +201,8 @@ def test_missing_and_misnamed_files(tmp_path: Path) -> None:
     source = NpzPack(str(tmp_path), "mine", shape=[1, 8, 8])
     with pytest.raises(DataError, match=r"mine\.npz: cannot be opened \(No such file"):
         source.prepare()
+    with pytest.raises(DataError, match=r"mine_embedded\.npz: .* python -m uncertainty_est\.data\.embed"):
+        NpzPack(str(tmp_path), "mine_embedded", shape=[3]).prepare()
     source.path.mkdir()
     with pytest.raises(DataError, match=r"mine\.npz: cannot be opened \(Is a directory"):
         source.prepare()
@@ -128,8 +211,9 @@ def test_missing_and_misnamed_files(tmp_path: Path) -> None:
         np.save(stream, images(3, 8, 8))
     with pytest.raises(DataError, match="holds a single array"):
         source.prepare()
-    with pytest.raises(DataError, match="holds neither x_train nor x_test"):
-        pack(tmp_path, images=images(3, 8, 8)).prepare()
+    for key in ("images", "x_val"):
+        with pytest.raises(DataError, match="holds neither x_train nor x_test"):
+            pack(tmp_path, **{key: images(3, 8, 8)}).prepare()
 
 
 def test_real_tiny_imagenet() -> None:

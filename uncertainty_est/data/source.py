@@ -14,7 +14,7 @@ from torch import Tensor
 from uncertainty_est.errors import DataError
 
 SplitName = Literal["train", "val", "test"]
-Part = Literal["train", "test", "all"]
+Part = Literal["train", "val", "test", "all"]
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val", "test")
 
 
@@ -72,11 +72,12 @@ class Source(ABC):
 
 @dataclass(eq=False, kw_only=True)  # eq=False: equality and hash are the object's identity
 class PartitionedSource(Source):
-    """A data set that comes as one or two files, or is generated whole, and is cut into three splits here.
+    """A data set that comes as one or more parts, or is generated whole, and is cut into three splits here.
 
     With an official test part, that part is the test split and validation is cut from the training part.
-    Otherwise all three are cut from the whole. The cut is one permutation that depends on `split_seed`
-    only: training first, then validation, then test.
+    With an official validation part as well, each part is a split, in its own order. Otherwise all three are
+    cut from the whole. The cut is one permutation that depends on `split_seed` only: training first, then
+    validation, then test.
 
     A subclass gives its `name` and :meth:`load`. One with arguments of its own declares them as fields and is a
     dataclass too; one with an official test part says so in `official_test` and takes `test_fraction` out of its
@@ -85,7 +86,8 @@ class PartitionedSource(Source):
     Args:
         shape: shape of one item.
         split_seed: seed of the permutation.
-        val_fraction: of the training part (of the whole, where there is no official test part).
+        val_fraction: of the training part (of the whole, where there is no official test part); unused where
+            there is an official validation part.
         test_fraction: of the whole, where there is no official test part.
         classes: keep the items of these classes, relabelled 0, 1, ... in this order; ``None`` keeps all.
         max_items: keep a random subset of each split, of this size at most; ``None`` keeps all.
@@ -115,6 +117,11 @@ class PartitionedSource(Source):
         self.shape = tuple(int(size) for size in self.shape)
         self.classes = None if self.classes is None else [int(c) for c in self.classes]
 
+    @property
+    def official_val(self) -> bool:
+        """Whether a set with an official test part has a validation part, too."""
+        return False
+
     @abstractmethod
     def load(self, part: Part) -> tuple[Tensor, Tensor]:
         """All items ``[N, *shape]`` and labels ``[N]`` int64 of one part, in the file's order.
@@ -137,7 +144,7 @@ class PartitionedSource(Source):
     def split(self, name: SplitName) -> Split:
         if name not in SPLIT_NAMES:
             raise ValueError(f"split must be 'train', 'val' or 'test', got '{name}'")
-        part: Part = "all" if not self.official_test else "test" if name == "test" else "train"
+        part: Part = name if self._is_whole(name) else "train" if self.official_test else "all"
         x, y = self.load_once(part)
         rows = torch.from_numpy(self._rows(name, part, y.numpy()))
         labels = y[rows]
@@ -147,6 +154,10 @@ class PartitionedSource(Source):
             labels = new_label[labels]
         return Split(x[rows], labels, rows, part)
 
+    def _is_whole(self, name: SplitName) -> bool:
+        """The split is a part, and not cut from one."""
+        return self.official_test and (name == "test" or self.official_val)
+
     def _rows(self, name: SplitName, part: Part, y: np.ndarray) -> np.ndarray:
         """Positions in `part` of the items of a split, `[N]` int64."""
         rows = np.arange(len(y))
@@ -155,7 +166,7 @@ class PartitionedSource(Source):
             if absent:
                 raise DataError(f"{self.name}: its {part} part has no items of the classes {absent}; change 'classes'")
             rows = rows[np.isin(y, self.classes)]
-        if part != "test":
+        if not self._is_whole(name):
             rows = rows[np.random.default_rng(self.split_seed).permutation(len(rows))]
             test_fraction = 0.0 if self.official_test else self.test_fraction
             stop_train = round(len(rows) * (1 - self.val_fraction - test_fraction))

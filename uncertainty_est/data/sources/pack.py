@@ -1,4 +1,4 @@
-"""Data sets of one's own: a ``.npz`` file with ``x_train, y_train, x_test, y_test``."""
+"""Data sets of one's own: a ``.npz`` file with ``x_train, y_train, x_test, y_test``, and perhaps ``x_val, y_val``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,20 @@ from uncertainty_est.errors import DataError
 
 _READ_ERRORS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 _LAYOUT = "a data set is a .npz file with x_train, y_train, x_test and y_test"
+_PARTS: tuple[Part, ...] = ("train", "val", "test")
+# Files of this ending are written by uncertainty_est.data.embed.
+_EMBEDDED_SUFFIX = "_embedded"
 
 
 @dataclass(eq=False)
 class NpzPack(PartitionedSource):
     """The file ``<root>/<name>.npz``: uint8 images ``[N, H, W(, C)]`` or float tables ``[N, D]``.
 
-    A file with only its test part serves as an OOD test set, and there ``y_test`` may be left out: labels
-    are then -1.
+    The file holds ``x_train, y_train, x_test, y_test``; validation is cut from the training part. Where there is an
+    ``x_val`` too, it is the validation split, ``x_train`` the whole training split, and nothing is cut.
+
+    A file without ``x_train`` serves as an OOD set: for testing with ``x_test``, for validation with ``x_val``. There
+    ``y_test`` and ``y_val`` may be left out, and labels are then -1; a part whose labels are all -1 has none either.
 
     Args:
         root: folder of the file.
@@ -42,6 +49,10 @@ class NpzPack(PartitionedSource):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.path = Path(self.root) / f"{self.name}.npz"
+
+    @cached_property
+    def official_val(self) -> bool:  # like the parts, looked up once
+        return "val" in pack_parts(self.path)
 
     def prepare(self) -> None:
         pack_parts(self.path)
@@ -60,15 +71,15 @@ class NpzPack(PartitionedSource):
         return fit_images(images, self.shape, self.name), y
 
 
-def pack_parts(path: Path) -> list[str]:
-    """Which of ``"train"`` and ``"test"`` a file holds, read from its directory only.
+def pack_parts(path: Path) -> list[Part]:
+    """Which of ``"train"``, ``"val"`` and ``"test"`` a file holds, read from its directory only.
 
     Raises:
-        DataError: no such file, no ``.npz`` file, or it holds neither part.
+        DataError: no such file, no ``.npz`` file, or it holds neither a training nor a test part.
     """
     with _open(path) as pack:
-        parts = [part for part in ("train", "test") if f"x_{part}" in pack.files]
-    if not parts:
+        parts = [part for part in _PARTS if f"x_{part}" in pack.files]
+    if not {"train", "test"} & set(parts):
         raise DataError(f"{path}: holds neither x_train nor x_test; {_LAYOUT}")
     return parts
 
@@ -91,11 +102,11 @@ def read_arrays(path: Path, part: str) -> tuple[np.ndarray, Tensor]:
     """The array ``x_<part>`` as it is and its labels ``[N]`` int64.
 
     Raises:
-        DataError: a key is missing, the file is damaged, or labels are not N integers from 0.
+        DataError: a key is missing, the file is damaged, or labels are neither N integers from 0 nor all -1.
     """
     with _open(path) as pack:
         x = _read(pack, path, f"x_{part}")
-        if part == "test" and "y_test" not in pack.files:
+        if part != "train" and f"y_{part}" not in pack.files:
             return x, torch.full((len(x),), -1)
         y = _read(pack, path, f"y_{part}")
     if y.dtype.kind not in "iu" or y.ndim != 1:
@@ -104,8 +115,10 @@ def read_arrays(path: Path, part: str) -> tuple[np.ndarray, Tensor]:
         raise DataError(f"{path}: y_{part} has {len(y)} labels for the {len(x)} rows of x_{part}")
     if not len(y):
         raise DataError(f"{path}: x_{part} has no rows; leave the key out or fill it")
-    if y.min() < 0:
-        raise DataError(f"{path}: y_{part} has the label {y.min()}; labels must be 0, 1, 2, ...")
+    if y.min() < 0 and not (y == -1).all():
+        raise DataError(
+            f"{path}: y_{part} has the label {y.min()}; labels must be 0, 1, 2, ..., or all of them -1 (no labels)"
+        )
     return x, torch.from_numpy(y.astype(np.int64))
 
 
@@ -114,7 +127,10 @@ def _open(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     try:
         stream = path.open("rb")
     except OSError as error:
-        raise DataError(f"{path}: cannot be opened ({error.strerror}); {_LAYOUT}, put it there") from error
+        remedy = f"{_LAYOUT}, put it there"
+        if path.stem.endswith(_EMBEDDED_SUFFIX):
+            remedy = "write it with python -m uncertainty_est.data.embed and set fixed.data_root to its folder"
+        raise DataError(f"{path}: cannot be opened ({error.strerror}); {remedy}") from error
     with stream:  # our own: NumPy leaves the files that it opens and cannot read open
         try:
             pack = np.load(stream, allow_pickle=False)
