@@ -51,20 +51,13 @@ class RealNVPFlow(ImageFlow):
                 f" set it to {largest} or less"
             )
         stages = []
-        for scale in range(num_scales):
-            wide = hidden_channels * 2**scale
-            if scale == num_scales - 1:
-                stages.append(_checkerboards(4, shape, wide, num_blocks))
-                break
-            by_channel = _by_channel(3, 4 * shape[0], 2 * wide, num_blocks)
-            stages.append(
-                [
-                    *_checkerboards(3, shape, wide, num_blocks),
-                    *(Squeeze(), *by_channel, Unsqueeze()),
-                    Squeeze("diagonals"),
-                ]
-            )
+        for _ in range(num_scales - 1):
+            by_channel = _by_channel(3, 4 * shape[0], 2 * hidden_channels, num_blocks)
+            checkerboards = _checkerboards(3, shape, hidden_channels, num_blocks)
+            stages.append([*checkerboards, Squeeze(), *by_channel, Unsqueeze(), Squeeze("diagonals")])
             shape = (2 * shape[0], shape[1] // 2, shape[2] // 2)
+            hidden_channels *= 2
+        stages.append(_checkerboards(4, shape, hidden_channels, num_blocks))
         super().__init__((channels, height, width), stages, levels)
 
 
