@@ -65,3 +65,9 @@ def test_an_absent_optional_logger_names_its_package() -> None:
         logger = build(fixed["logger"])
         assert isinstance(logger, partial)
         build({key: value for key, value in fixed["logger"].items() if key != "_partial_"}, save_dir=".")
+
+
+def test_a_data_set_limits_steps_and_validation() -> None:
+    (fixed,) = compose_points("dataset=sensorless", "model=fc_ce_baseline", "trainer=cpu")
+    limits = fixed["trainer_config"]
+    assert (limits["max_steps"], limits["check_val_every_n_epoch"]) == (10_000, 10)
