@@ -12,6 +12,9 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
+# Largest logarithm of a concentration: exp of more is infinite in float32, in which scores are handed out.
+LARGEST_LOG_ALPHA = 88.0
+
 
 def entropy(probs: Tensor, dim: int = -1) -> Tensor:
     r"""Shannon entropy :math:`H[p] = -\sum_c p_c \ln p_c` in nats, with :math:`0 \ln 0 = 0`.

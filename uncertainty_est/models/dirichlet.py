@@ -13,9 +13,6 @@ from uncertainty_est import measures
 from uncertainty_est.models.base import Batch, Method, Prediction
 from uncertainty_est.networks.base import Network
 
-# exp of more is infinite in float32, in which scores are handed out.
-_LARGEST_LOGIT = 88.0
-
 
 class DirichletNetwork(Method):
     r"""Base of methods that read logits f(x) as concentrations :math:`\alpha(x)`; :math:`\bar p = \alpha / \alpha_0`.
@@ -47,7 +44,7 @@ class DirichletNetwork(Method):
 
     def alpha(self, x: Tensor) -> Tensor:
         """Concentrations ``[B, C]`` float64 of ``x: [B, *data_shape]``."""
-        return self.concentrations(self.network(x).double().clamp(max=_LARGEST_LOGIT))
+        return self.concentrations(self.network(x).double().clamp(max=measures.LARGEST_LOG_ALPHA))
 
     def _predict(self, x: Tensor) -> Prediction:
         return self.predict_from(self.alpha(x))

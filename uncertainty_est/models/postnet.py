@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from uncertainty_est import measures
 from uncertainty_est.densities.base import ClassDensities
 from uncertainty_est.errors import NotFittedError
 from uncertainty_est.losses.dirichlet import uncertain_cross_entropy
@@ -15,8 +16,6 @@ from uncertainty_est.models.base import Prediction
 from uncertainty_est.models.dirichlet import DirichletNetwork
 from uncertainty_est.networks.base import Network
 
-# exp of more is infinite in float32, in which scores are handed out.
-_LARGEST_LOG_ALPHA = 88.0
 
 _LEARNED = "parametrized"
 _LOG_BUDGETS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -106,7 +105,7 @@ class PostNet(DirichletNetwork):
 
     def concentrations(self, logits: Tensor) -> Tensor:
         """``alpha`` from log-densities ``[B, C]`` float64."""
-        log_evidence = (self.log_budget() + logits).clamp(max=_LARGEST_LOG_ALPHA)
+        log_evidence = (self.log_budget() + logits).clamp(max=measures.LARGEST_LOG_ALPHA)
         return 1 + log_evidence.exp()
 
     def alpha(self, x: Tensor) -> Tensor:
