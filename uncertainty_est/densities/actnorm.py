@@ -10,14 +10,16 @@ from torch import Tensor, distributed, nn
 
 from uncertainty_est.densities.bijection import Bijection
 
-_EPSILON = 1e-6
+# What rounding makes of the standard deviation of a channel that is constant.
+_CONSTANT = 1e-6
 
 
 class ActNorm(Bijection):
     r""":math:`y = (x + b) e^{a}` for each channel, with mean 0 and variance 1 on the first batch seen in training mode.
 
-    Until then it is the identity. Under DDP the first batch is that of all ranks together. Neither eval mode nor
-    :meth:`inverse` ever sets the parameters. Whether they are set is saved with them.
+    Until then it is the identity. A channel that is constant on that batch is shifted only. Under DDP the first batch is
+    that of all ranks together. Neither eval mode nor :meth:`inverse` ever sets the parameters. Whether they are set is
+    saved with them.
 
     References:
         Kingma and Dhariwal, arXiv:1807.03039, section 3.1.
@@ -67,7 +69,8 @@ class ActNorm(Bijection):
         # From the mean, in a second reduction: a difference of second moments would cancel.
         variance = _over_ranks((values - mean[:, None]).square().sum(1)) / sums[-1]
         self.bias.copy_(-mean)
-        self.log_scale.copy_(-(variance.sqrt() + _EPSILON).log())
+        std = variance.sqrt()
+        self.log_scale.copy_(-torch.where(std > _CONSTANT, std, 1.0).log())
         self.initialised.fill_(True)
 
 

@@ -75,12 +75,14 @@ class ImageFlow(nn.Module):
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-probabilities ``[B]`` in nats of images ``x: [B, C, H, W]``, differentiable.
 
-        An image with a value outside [0, 1], or NaN, has no probability: the lowest finite float32, without gradient.
+        Strictly, their lower bounds by dequantisation, averaged over its draws. An image with a value outside [0, 1],
+        or NaN, has no probability: the lowest finite float32, without gradient.
         """
         inside = ((x >= 0) & (x <= 1)).flatten(1).all(1)
         # Harmless numbers in place of the others, since 0 times an infinite gradient would be NaN.
         y = self.dequantize(torch.where(inside.view(-1, 1, 1, 1), x, 0.5))
-        log_p = self.log_density(y) - math.prod(self.data_shape) * math.log(self.dequantize.levels)
+        log_p = self.log_density(y.flatten(0, 1)).view(-1, len(x)).mean(0)
+        log_p = log_p - math.prod(self.data_shape) * math.log(self.dequantize.levels)
         return torch.where(inside, log_p, torch.finfo(torch.float32).min)
 
     def log_density(self, y: Tensor) -> Tensor:
