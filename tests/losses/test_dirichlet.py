@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy.special import polygamma
 from torch import Tensor
 from torch.distributions import Dirichlet, kl_divergence
 
-from uncertainty_est.losses.dirichlet import dirichlet_kl, expected_brier, expected_cross_entropy
+from uncertainty_est.losses.dirichlet import (
+    dirichlet_kl,
+    expected_brier,
+    expected_cross_entropy,
+    uncertain_cross_entropy,
+)
 from uncertainty_est.measures import dirichlet_entropy
 
 
@@ -99,3 +105,35 @@ def test_gradients_agree_with_finite_differences() -> None:
     with torch.no_grad():
         up, down = expected_cross_entropy(alpha + shift, y)[1], expected_cross_entropy(alpha - shift, y)[1]
     assert gradient[1, 0].item() == pytest.approx(((up - down) / (2 * step)).item(), rel=1e-4)
+
+
+def test_both_terms_of_the_uncertain_cross_entropy_at_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    alpha = (3 * torch.randn(200, 4, generator=generator, dtype=torch.float64)).exp() + 1e-3
+    y = torch.randint(4, (200,), generator=generator)
+    cross_entropy, entropy = uncertain_cross_entropy(alpha, y)
+    torch.testing.assert_close(cross_entropy, expected_cross_entropy(alpha, y), atol=1e-12, rtol=1e-9)
+    torch.testing.assert_close(entropy, torch.distributions.Dirichlet(alpha).entropy(), atol=1e-6, rtol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e6, 1e12, 1e30])
+def test_uncertain_cross_entropy_has_exact_finite_gradients(scale: float) -> None:
+    """d/da_c [psi(a0) - psi(a_y)] = psi'(a0) - [c = y] psi'(a_y), at any size of alpha."""
+    alpha = (scale * torch.tensor([[3.0, 2.0, 1.0]], dtype=torch.float64)).requires_grad_()
+    cross_entropy, entropy = uncertain_cross_entropy(alpha, torch.tensor([1]))
+    (grad,) = torch.autograd.grad(cross_entropy.sum(), alpha, retain_graph=True)
+    of_total, of_label = (float(polygamma(1, a)) for a in (6 * scale, 2 * scale))
+    expected = torch.tensor([[of_total, of_total - of_label, of_total]], dtype=torch.float64)
+    torch.testing.assert_close(grad, expected, rtol=1e-9, atol=0)
+    (grad,) = torch.autograd.grad(entropy.sum(), alpha)
+    assert grad.isfinite().all()
+
+
+def test_uncertain_cross_entropy_is_an_expectation() -> None:
+    alpha = torch.tensor([[3.0, 2.0, 1.0], [0.5, 4.0, 2.0]], dtype=torch.float64)
+    torch.manual_seed(0)
+    draws = -torch.distributions.Dirichlet(alpha).sample((200_000,)).log()
+    for y in range(3):
+        value, _ = uncertain_cross_entropy(alpha, torch.full((2,), y))
+        error = draws[..., y].std(0) / len(draws) ** 0.5
+        assert ((draws[..., y].mean(0) - value).abs() < 4 * error).all()

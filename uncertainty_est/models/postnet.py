@@ -16,7 +16,6 @@ from uncertainty_est.models.base import Prediction
 from uncertainty_est.models.dirichlet import DirichletNetwork
 from uncertainty_est.networks.base import Network
 
-
 _LEARNED = "parametrized"
 _LOG_BUDGETS: dict[str, Callable[[Tensor], Tensor]] = {
     "id": torch.log,
