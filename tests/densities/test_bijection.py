@@ -151,6 +151,20 @@ def test_checkerboard_coupling_keeps_one_colour(x: Tensor, change_first: bool) -
     assert torch.equal(same, (colour == int(change_first)).expand_as(same))
 
 
+def test_coupling_shifts_then_scales_by_what_the_network_says() -> None:
+    """Even channels of its output are log-scales, bounded by the learnt factor, odd ones are shifts."""
+
+    class Known(nn.Module):
+        def forward(self, kept: Tensor) -> Tensor:
+            return torch.tensor([0.3, 2.0, -1e9, 5.0]).view(1, 4, 1, 1).expand(len(kept), -1, 1, 1)
+
+    coupling = ChannelCoupling(Known(), 4)
+    y, log_det = coupling(torch.tensor([7.0, 8.0, 1.0, 2.0]).view(1, 4, 1, 1))
+    first = math.tanh(0.3)
+    torch.testing.assert_close(y.flatten(), torch.tensor([7.0, 8.0, 3 * math.exp(first), 7 * math.exp(-1.0)]))
+    torch.testing.assert_close(log_det, torch.tensor([first - 1.0]))
+
+
 def test_channel_coupling_refuses_an_odd_number_of_channels() -> None:
     with pytest.raises(ValueError, match="channels must be even, got 3"):
         ChannelCoupling(ConvNet(1, 3, 4), 3)

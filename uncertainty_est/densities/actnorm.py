@@ -18,8 +18,8 @@ class ActNorm(Bijection):
     r""":math:`y = (x + b) e^{a}` for each channel, with mean 0 and variance 1 on the first batch seen in training mode.
 
     Until then it is the identity. A channel that is constant on that batch is shifted only. Under DDP the first batch
-    is that of all ranks together. Neither eval mode nor :meth:`inverse` ever sets the parameters. Whether they are set is
-    saved with them.
+    is that of all ranks together. Neither eval mode nor :meth:`inverse` ever sets the parameters. Whether they are set
+    is saved with them.
 
     References:
         Kingma and Dhariwal, arXiv:1807.03039, section 3.1.
