@@ -20,8 +20,8 @@ from uncertainty_est.data.loader import TensorLoader
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.data.source import SPLIT_NAMES, SplitName
 from uncertainty_est.errors import ConfigError, DataError
-from uncertainty_est.evaluate import _device, with_sources
-from uncertainty_est.evaluation.report import _check_splits
+from uncertainty_est.evaluate import device_of, with_sources
+from uncertainty_est.evaluation.report import check_splits
 from uncertainty_est.files import make_folder, write_atomically, write_npz
 from uncertainty_est.models.base import scoring_mode
 from uncertainty_est.models.ce_baseline import CEBaseline
@@ -83,7 +83,7 @@ def embed(request: Request) -> Report:
     """
     if request.batch_size is not None and request.batch_size < 1:
         raise ConfigError(f"--batch-size: must be at least 1, got {request.batch_size}")
-    device = _device(request.device)
+    device = device_of(request.device)
     loaded = checkpoints.load(request.run, run)
     method = loaded.method
     if not isinstance(method, CEBaseline):
@@ -100,7 +100,7 @@ def embed(request: Request) -> Report:
     }
     data = build_data(with_sources(asked, request.source_dir), own_only=True)
     data.setup("test")
-    _check_splits(loaded, data)
+    check_splits(loaded, data)
     folder = make_folder(request.output_folder or loaded.path / "embedded", "--output-folder")
     claim(folder, loaded.path)
     report = Report(folder, method.network.feature_dim)

@@ -57,7 +57,7 @@ def evaluate(request: Request) -> Report:
         max_batches=request.max_eval,
         config_entries=request.config_entries,
         batch_size=request.batch_size,
-        device=_device(request.device),
+        device=device_of(request.device),
         figures=not request.no_plots,
     )
 
@@ -128,7 +128,12 @@ def _folders(request: Request) -> dict[str, Path]:
     return folders
 
 
-def _device(name: str) -> str:
+def device_of(name: str) -> str:
+    """The device that the option ``--device`` means; ``auto`` is the first GPU if there is one.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -125,7 +125,7 @@ def score(run: checkpoints.Run, data: OODDataModule, options: Options) -> Scored
         DataError: the data's splits are no longer those that the run was trained with.
     """
     data.setup("test")
-    _check_splits(run, data)
+    check_splits(run, data)
     return score_run(
         run.method,
         data,
@@ -240,7 +240,12 @@ def _add(report: Report, name: str, run: checkpoints.Run, scored: ScoredRun, opt
     save_scores(scores_folder / f"{_slug(name)}.npz", scored)
 
 
-def _check_splits(run: checkpoints.Run, data: OODDataModule) -> None:
+def check_splits(run: checkpoints.Run, data: OODDataModule) -> None:
+    """The data's splits are those that the run was trained with.
+
+    Raises:
+        DataError: they are not, or the run's file of splits is missing.
+    """
     path = run.path / checkpoints.SPLITS_FILE
     if not path.is_file():
         raise DataError(f"{path} is missing, so it cannot be told which samples the run was trained on")
