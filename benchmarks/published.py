@@ -1,0 +1,468 @@
+"""Published figures of Posterior Networks and of Segment's table beside ours, as Markdown.
+
+    python benchmarks/published.py --data-root ../data [--seeds 10] [--jobs 2] [--only TABLE] --output docs/published.md
+
+Every row is trained with the protocol that its figure was published with, once for each seed. Finished runs below
+``--runs`` are not trained again, so that an interrupted call can be repeated. A difference that two standard errors of
+both sides do not cover is marked with "!".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+# Mean, and standard error where one was published.
+Listed = Mapping[str, tuple[float, float | None]]
+
+POSTNET = [
+    "model=fc_postnet",
+    "fixed.batch_size=64",
+    "fixed.trainer_config.max_epochs=200",
+    "fixed.trainer_config.check_val_every_n_epoch=2",
+    "fixed.trainer_config.max_steps=-1",
+    "fixed.earlystop_config=null",  # the original's rule hardly ever ends a run before
+]
+MIXTURE = [
+    "~fixed.model_config.density.num_layers",
+    "fixed.model_config.density._target_=uncertainty_est.densities.mixture.GaussianMixtures",
+]
+# PostNet's splits change with the seed, the thesis has one for all.
+SPLIT_20_20 = ["+fixed.sources.{id}.val_fraction=0.2", "+fixed.sources.{id}.test_fraction=0.2"]
+WHOLE_OOD = ["+fixed.sources.{ood}.val_fraction=0.0", "+fixed.sources.{ood}.test_fraction=1.0"]
+OUTLIERS = ["fixed.ood_dataset=uniform_noise", "+fixed.sources.uniform_noise.split_seed=2"]
+THESIS = ["fixed.test_ood_datasets=[segment_ood,gaussian_noise,constant,segment_ood_unscaled,uniform_noise]"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method of a table: how it is trained, and what was published of it by the name of a column."""
+
+    label: str
+    overrides: list[str]
+    listed: Listed = field(default_factory=dict)
+    new_splits: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows over one data set, and the columns shown: metric, or ``OOD set / score / metric``."""
+
+    title: str
+    dataset: str
+    ood: str
+    columns: list[str]
+    rows: list[Row]
+    needs: str  # file below the data root
+    common: list[str] = field(default_factory=list)
+
+
+def ood_columns(name: str, scores: list[str], metrics: list[str]) -> list[str]:
+    return [f"{name} / {score} / {metric}" for score in scores for metric in metrics]
+
+
+ALEA, EPIST = "max p(y|x)", "log alpha0"
+CONFIDENCE = ["Accuracy", "Confidence APR alea", "Confidence APR epist", "Brier L2"]
+
+
+def postnet_columns(ood: str) -> list[str]:
+    return [
+        *CONFIDENCE,
+        *ood_columns(ood, [ALEA, EPIST], ["AUROC", "AUPR-IN", "AUPR-OUT"]),
+    ]
+
+
+def figures(ood: str, **values: Any) -> dict[str, tuple[float, float | None]]:
+    """Listed figures by short names: acc, conf_a, conf_e, brier, then (auroc|in|out)_(a|e)."""
+    names = {
+        "acc": "Accuracy",
+        "conf_a": "Confidence APR alea",
+        "conf_e": "Confidence APR epist",
+        "brier": "Brier L2",
+    }
+    for short, score in (("a", ALEA), ("e", EPIST)):
+        for key, metric in (("auroc", "AUROC"), ("in", "AUPR-IN"), ("out", "AUPR-OUT")):
+            names[f"{key}_{short}"] = f"{ood} / {score} / {metric}"
+    return {names[key]: value if isinstance(value, tuple) else (value, None) for key, value in values.items()}
+
+
+def thesis_figures(score: str, acc: tuple[float, float] | None, *values: Any) -> dict[str, tuple[float, float | None]]:
+    """Listed AUROC of one score on constant, Gaussian noise, sky, sky x 255 and uniform noise."""
+    sets = ["constant", "gaussian_noise", "segment_ood", "segment_ood_unscaled", "uniform_noise"]
+    listed: dict[str, tuple[float, float | None]] = {} if acc is None else {"Accuracy": acc}
+    for name, value in zip(sets, values, strict=True):
+        listed[f"{name} / {score} / AUROC"] = value if isinstance(value, tuple) else (value, None)
+    return listed
+
+
+THESIS_COLUMNS = [
+    "Accuracy",
+    *(
+        f"{name} / {score} / AUROC"
+        for score in ("max p(y|x)", "p(x)", "MI", "Entropy", "Variance", "log alpha0")
+        for name in ("constant", "gaussian_noise", "segment_ood", "segment_ood_unscaled", "uniform_noise")
+    ),
+]
+
+TABLES = {
+    "gaussian2d": Table(
+        "Two-dimensional Gaussians against the anomalous ring",
+        "gaussian2d_file",
+        "anomalous_gaussian2d_file",
+        postnet_columns("anomalous_gaussian2d_file"),
+        [
+            Row(
+                "PostNet, 6 radial layers (authors' notebook)",
+                [*POSTNET, *SPLIT_20_20, *WHOLE_OOD],
+                figures(
+                    "anomalous_gaussian2d_file",
+                    acc=100.0,
+                    conf_a=100.0,
+                    conf_e=100.0,
+                    brier=0.0539,
+                    in_a=100.0,
+                    in_e=100.0,
+                    auroc_a=100.0,
+                    auroc_e=100.0,
+                ),
+            )
+        ],
+        needs="gaussian2d/2DGaussians-0.2.csv",
+    ),
+    "segment_postnet": Table(
+        "Segment without sky, PostNet's protocol (60/20/20, another split for each seed)",
+        "segment",
+        "segment_ood",
+        [*postnet_columns("segment_ood"), f"segment_ood_unscaled / {EPIST} / AUROC"],
+        [
+            Row(
+                "PostNet, 6 radial layers (reference implementation, 5 seeds)",
+                [*POSTNET, *SPLIT_20_20, *WHOLE_OOD],
+                figures(
+                    "segment_ood",
+                    acc=(96.16, 0.35),
+                    conf_a=(99.48, 0.23),
+                    conf_e=(98.73, 0.53),
+                    brier=(9.04, 0.82),
+                    auroc_a=(90.29, 3.35),
+                    auroc_e=(88.83, 5.61),
+                    in_a=(92.42, 2.67),
+                    in_e=(89.94, 4.70),
+                    out_a=(87.12, 4.83),
+                    out_e=(88.17, 6.11),
+                )
+                | {f"segment_ood_unscaled / {EPIST} / AUROC": (100.0, 0.0)},
+            ),
+            Row(
+                "PostNet, mixture of 6 Gaussians (authors' notebook, one run)",
+                [*POSTNET, *MIXTURE, *SPLIT_20_20, *WHOLE_OOD],
+                figures("segment_ood", acc=97.727, conf_a=99.907, conf_e=99.880, brier=7.923, in_a=95.438, in_e=96.319),
+            ),
+        ],
+        needs="segment",
+    ),
+    "segment_five": Table(
+        "Segment without window and sky (five classes), PostNet's protocol",
+        "segment",
+        "segment_ood",
+        [
+            "Accuracy",
+            *ood_columns("segment_ood", [ALEA, EPIST], ["AUROC", "AUPR-IN"]),
+            *ood_columns("segment_window", [ALEA, EPIST], ["AUROC", "AUPR-IN"]),
+            f"segment_ood_unscaled / {EPIST} / AUROC",
+        ],
+        [
+            Row(
+                "PostNet, 6 radial layers (authors' five checkpoints, ID side includes training rows)",
+                [
+                    *POSTNET,
+                    *SPLIT_20_20,
+                    *WHOLE_OOD,
+                    "+fixed.sources.segment.classes=[0,1,2,4,5]",
+                    "fixed.num_classes=5",
+                    "fixed.test_ood_datasets=[segment_ood,segment_window,segment_ood_unscaled]",
+                    "+fixed.sources.segment_window.val_fraction=0.0",
+                    "+fixed.sources.segment_window.test_fraction=1.0",
+                ],
+                figures(
+                    "segment_ood", auroc_a=(98.79, 0.36), auroc_e=(98.26, 0.60), in_a=(98.92, 0.39), in_e=(98.15, 0.82)
+                )
+                | figures(
+                    "segment_window",
+                    auroc_a=(85.47, 0.97),
+                    auroc_e=(80.24, 1.48),
+                    in_a=(80.48, 1.10),
+                    in_e=(73.94, 1.44),
+                )
+                | {f"segment_ood_unscaled / {EPIST} / AUROC": (99.98, 0.02)},
+            )
+        ],
+        needs="segment",
+    ),
+    "segment_thesis": Table(
+        "Segment without sky, the thesis' protocol (80/10/10, one split for all seeds)",
+        "segment",
+        "segment_ood",
+        THESIS_COLUMNS,
+        [
+            Row(
+                "Cross-entropy",
+                ["model=fc_ce_baseline"],
+                thesis_figures(
+                    "max p(y|x)", (93.94, 0.60), (25.4, 9.7), (33.0, 4.1), (11.2, 2.4), (0.1, 0.0), (13.5, 2.5)
+                )
+                | thesis_figures("p(x)", None, (22.6, 9.5), (27.5, 3.2), (12.9, 4.9), 0.0, (5.8, 1.7)),
+                new_splits=False,
+            ),
+            Row(
+                "MC dropout",
+                ["model=fc_mc_dropout"],
+                thesis_figures(
+                    "Entropy", (92.93, 0.68), (70.3, 6.6), (56.0, 0.9), (19.9, 3.8), (36.4, 8.4), (48.7, 2.2)
+                )
+                | thesis_figures("Variance", None, (89.1, 2.6), (75.9, 1.3), (35.5, 6.4), (73.5, 14.6), (71.8, 1.0)),
+                new_splits=False,
+            ),
+            Row(
+                "Deep ensemble of 5",
+                ["model=fc_deep_ensemble"],
+                thesis_figures("MI", (95.35, 0.19), (88.0, 6.8), (80.0, 2.4), (24.5, 6.5), (52.8, 19.1), (74.2, 3.5))
+                | thesis_figures("Entropy", None, (78.5, 7.7), (69.1, 2.5), (15.7, 3.6), (40.9, 14.8), (64.2, 3.4))
+                | thesis_figures("Variance", None, (85.3, 7.8), (78.0, 2.5), (20.1, 5.2), (52.8, 19.0), (73.3, 3.7)),
+                new_splits=False,
+            ),
+            Row(
+                "Prior Network (uniform outliers)",
+                ["model=fc_priornet", *OUTLIERS],
+                thesis_figures("MI", (93.03, 2.88), (97.1, 1.1), (99.7, 0.3), (94.8, 4.4), (99.6, 0.3), 100.0)
+                | thesis_figures("max p(y|x)", None, (94.5, 1.8), (98.7, 0.8), (82.0, 8.8), (99.6, 0.3), (99.9, 0.1)),
+                new_splits=False,
+            ),
+            Row(
+                "PostNet (latent 10, 8 radial layers)",
+                [
+                    "model=fc_postnet",
+                    "fixed.model_config.network.num_classes=10",
+                    "fixed.model_config.network.hidden_dims=[100,100,100,100,100]",
+                    "fixed.model_config.density.num_layers=8",
+                ],
+                new_splits=False,
+            ),
+        ],
+        needs="segment",
+        common=THESIS,
+    ),
+    "sensorless": Table(
+        "Sensorless Drive, classes 10 and 11 left out (60/20/20; 200 rows a class where only the subset is there)",
+        "sensorless",
+        "sensorless_ood",
+        [
+            *postnet_columns("sensorless_ood"),
+            *(f"sensorless_ood / {score} / AUROC" for score in ("p(x)", "MI")),
+            f"sensorless_ood_unscaled / {EPIST} / AUROC",
+        ],
+        [
+            Row(
+                "PostNet, 6 radial layers (reference implementation, subset)",
+                [*POSTNET, *SPLIT_20_20, *WHOLE_OOD],
+                figures(
+                    "sensorless_ood",
+                    acc=(93.44, 1.10),
+                    auroc_a=(75.29, 1.19),
+                    auroc_e=(80.93, 0.95),
+                    in_a=(69.37, 0.82),
+                    in_e=(77.03, 1.00),
+                )
+                | {f"sensorless_ood_unscaled / {EPIST} / AUROC": (99.89, 0.11)},
+            ),
+            Row(
+                "Cross-entropy (reference implementation, subset)",
+                ["model=fc_ce_baseline", *SPLIT_20_20, *WHOLE_OOD],
+                {
+                    "Accuracy": (93.39, 0.42),
+                    f"sensorless_ood / {ALEA} / AUROC": (46.38, 6.11),
+                    f"sensorless_ood / {ALEA} / AUPR-IN": (49.47, 5.47),
+                    "sensorless_ood / p(x) / AUROC": (12.70, 0.88),
+                },
+            ),
+            Row(
+                "Deep ensemble of 5 (reference implementation, subset)",
+                ["model=fc_deep_ensemble", *SPLIT_20_20, *WHOLE_OOD],
+                {"Accuracy": (94.89, 0.37), "sensorless_ood / MI / AUROC": (57.64, 3.21)},
+            ),
+        ],
+        needs="sensorless",
+    ),
+    "sensorless_full": Table(
+        "Sensorless Drive, the published file, PostNet's protocol",
+        "sensorless",
+        "sensorless_ood",
+        postnet_columns("sensorless_ood"),
+        [
+            Row(
+                "PostNet, 6 radial layers, lr 3e-5 (authors' notebook)",
+                [*POSTNET, *SPLIT_20_20, *WHOLE_OOD, "fixed.model_config.optimizer.lr=3e-5"],
+                figures(
+                    "sensorless_ood", acc=97.368, conf_a=99.860, conf_e=99.444, brier=8.215, in_a=79.183, in_e=93.155
+                ),
+            )
+        ],
+        needs="sensorless/Sensorless_drive_diagnosis.txt",
+    ),
+}
+
+
+def train(table_name: str, row_number: int, seed: int, data_root: str, runs: str) -> dict[str, float]:
+    """All numbers of one run, trained unless it is there already."""
+    import torch
+    from hydra import compose, initialize_config_dir
+
+    from uncertainty_est.launch import points_of
+    from uncertainty_est.run import run
+
+    torch.set_num_threads(1)
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    folder = Path(runs) / table_name / str(row_number) / f"seed{seed}"
+    numbers = folder / "numbers.json"
+    if numbers.is_file():
+        return json.loads(numbers.read_text())
+    table = TABLES[table_name]
+    row = table.rows[row_number]
+    overrides = [text.format(id=table.dataset, ood=table.ood) for text in [*table.common, *row.overrides]]
+    command = [
+        f"dataset={table.dataset}",
+        "trainer=cpu",
+        "logger=none",
+        *overrides,
+        f"fixed.seed={seed}",
+        f"fixed.split_seed={seed if row.new_splits else 1}",
+        f"fixed.data_root={data_root}",
+        f"fixed.output_folder={folder}",
+        "fixed.trainer_config.enable_progress_bar=false",
+    ]
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        (fixed,) = points_of(compose("config", overrides=command), ROOT / "configs" / "source")
+    result = numbers_of(run(**fixed)["run_dir"])
+    numbers.write_text(json.dumps(result))
+    return result
+
+
+def numbers_of(run_dir: str) -> dict[str, float]:
+    """Every number of a finished run by the name of its column, in percent (Brier as published: times 100)."""
+    import numpy as np
+    from sklearn.metrics import average_precision_score
+
+    from uncertainty_est import checkpoints
+    from uncertainty_est.evaluation.scoring import score_run
+    from uncertainty_est.evaluation.tables import results_of
+    from uncertainty_est.run import build_data, run
+
+    loaded = checkpoints.load(Path(run_dir), run)
+    scored = score_run(loaded.method, build_data(loaded.fixed), loaded.fixed["test_ood_datasets"])
+    if scored.failed:
+        raise RuntimeError(f"{run_dir}: {scored.failed}")
+    results = results_of(scored, {}, seed=loaded.fixed["seed"])
+    numbers = dict(results["classification"])
+    for name, scores in results["ood"].items():
+        numbers |= {f"{name} / {score} / {m}": v for score, metrics in scores.items() for m, v in metrics.items()}
+    known = scored.id_data
+    assert known.probs is not None
+    onehot = np.eye(known.probs.shape[1])[known.labels]
+    numbers["Brier L2"] = float(100 * np.linalg.norm(known.probs - onehot, axis=1).mean())
+    right = known.probs.argmax(1) == known.labels
+    for column, score in (("alea", ALEA), ("epist", "log max alpha")):
+        if score in known.scores:
+            numbers[f"Confidence APR {column}"] = float(100 * average_precision_score(right, known.scores[score]))
+    return numbers
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    mean = sum(values) / len(values)
+    variance = sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)
+    return mean, math.sqrt(variance / len(values))
+
+
+def markdown(table: Table, results: list[list[dict[str, float]]]) -> str:
+    """One line a method and number: listed, ours, and the range over seeds."""
+    lines = [
+        f"## {table.title}",
+        "",
+        "| method | number | listed | ours | range over seeds | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row, runs in zip(table.rows, results, strict=True):
+        for column in table.columns:
+            values = [numbers[column] for numbers in runs if column in numbers]
+            if not values:
+                continue
+            mean, error = mean_and_error(values)
+            listed, mark = "–", ""
+            if column in row.listed:
+                value, listed_error = row.listed[column]
+                listed = f"{value:.2f}" + ("" if listed_error is None else f" ± {listed_error:.2f}")
+                # A single published run says nothing of its spread: it is held against the range of ours.
+                outside = (
+                    not min(values) - 0.5 <= value <= max(values) + 0.5
+                    if listed_error is None
+                    else abs(mean - value) > 2 * math.hypot(error, listed_error) + 0.05
+                )
+                mark = "!" if outside else "ok"
+            name = column.replace("|", "\\|")
+            ours, spread = f"{mean:.2f} ± {error:.2f}", f"{min(values):.2f} to {max(values):.2f}"
+            lines.append(f"| {row.label} | {name} | {listed} | {ours} | {spread} | {mark} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", default=os.environ.get("DATA_ROOT", "../data"))
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--runs", default="runs/published")
+    parser.add_argument("--only", action="append", choices=list(TABLES), help="this table (repeatable)")
+    parser.add_argument("--output", type=Path, help="Markdown file (default: standard output)")
+    arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    data_root = Path(arguments.data_root).resolve()
+    texts = [f"Mean ± standard error over {arguments.seeds} seeds; percent; Brier as mean L2 norm times 100.\n"]
+    chosen = {name: TABLES[name] for name in arguments.only or TABLES}
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        pending = {}
+        for name, table in chosen.items():
+            if not (data_root / table.needs).exists():
+                texts.append(f"## {table.title}\n\nNot run: {table.needs} is not in the data folder.\n")
+                continue
+            for number in range(len(table.rows)):
+                for seed in range(1, arguments.seeds + 1):
+                    task = pool.submit(train, name, number, seed, str(data_root), str(Path(arguments.runs).resolve()))
+                    pending[name, number, seed] = task
+        for name, table in chosen.items():
+            if (name, 0, 1) in pending:
+                results = [
+                    [pending[name, number, seed].result() for seed in range(1, arguments.seeds + 1)]
+                    for number in range(len(table.rows))
+                ]
+                texts.append(markdown(table, results))
+                sys.stderr.write(f"{name}: done\n")
+    text = "# Published figures beside ours\n\n" + "\n".join(texts)
+    if arguments.output:
+        arguments.output.write_text(text)
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
