@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from uncertainty_est.errors import ConfigError
-from uncertainty_est.models.base import scoring_mode
+from uncertainty_est.models.base import Batch, scoring_mode
 from uncertainty_est.models.ce_baseline import CEBaseline
 from uncertainty_est.networks.fc import FC
 
@@ -87,3 +87,23 @@ def test_init_from_takes_every_weight(network: FC) -> None:
         assert torch.equal(method.state_dict()[key], value)
     with pytest.raises(ConfigError, match="no place for the run's weight 'members.0'"):
         method.init_from([{**other.state_dict(), "members.0": torch.zeros(1)}])
+
+
+def test_notes_are_logged_once_beside_the_loss(network: FC, batch: tuple[Tensor, Tensor]) -> None:
+    class Noting(CEBaseline):
+        def loss(self, batch: Batch) -> dict[str, Tensor]:
+            parts = super().loss(batch)
+            self.note({"twice": 2 * parts["ce"]})
+            return parts
+
+    method = Noting(network)
+    logged: dict[str, float] = {}
+    method.log_dict = lambda values, **_: logged.update(values)  # type: ignore[assignment,method-assign]
+    method.log = lambda name, value, **_: logged.update({name: value})  # type: ignore[assignment,method-assign]
+    loss = method.training_step({"id": batch}, 0)
+    assert set(logged) == {"train/twice", "train/loss"}
+    assert logged["train/twice"].item() == pytest.approx(2 * loss.item())
+    assert not logged["train/twice"].requires_grad
+    logged.clear()
+    method.validation_step({"id": batch}, 0)
+    assert set(logged) == {"val/loss", "val/acc"}

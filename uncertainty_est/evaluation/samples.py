@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -46,6 +47,7 @@ def sample_figure(method: Method, data: OODDataModule, title: str) -> Figure | N
     return figure
 
 
-def _grid(x: Tensor) -> Tensor:
+def _grid(x: Tensor) -> np.ndarray:
     """Images ``[N, C, H, W]`` with levels 0..255 as one picture ``[H', W', 3]`` uint8."""
-    return make_grid(x, nrow=_SIDE, padding=1, pad_value=255.0).clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0)
+    grid = make_grid(x, nrow=_SIDE, padding=1, pad_value=255.0)
+    return grid.clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
