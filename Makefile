@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+TEST_PROCESSES ?= 2
 STAMP := $(VENV)/.installed
 
 .PHONY: help install demo test lint clean
@@ -27,7 +28,7 @@ demo: install  ## train DDU on the bundled digits, score it against real and syn
 
 test: install  ## the whole test suite
 	@echo "== running the test suite"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup
 
 lint: install  ## ruff, mypy and the import contract
 	$(BIN)/ruff check .

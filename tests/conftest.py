@@ -90,6 +90,20 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     return root
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes (``-n 2 --dist loadgroup``), tests of one trained model share a process.
+
+    So do those of one file, for the sake of its fixtures.
+    """
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        model = item.callspec.params.get("model") if hasattr(item, "callspec") else None
+        if model is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+        elif "trained" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group(str(model)))
+
+
 @dataclass
 class Trained:
     """A method that was trained for a few epochs, and loaded again."""
