@@ -372,11 +372,12 @@ def train(table_name: str, row_number: int, seed: int, data_root: str, runs: str
     import torch
     from hydra import compose, initialize_config_dir
 
+    from uncertainty_est.cli import log_to_console
     from uncertainty_est.launch import points_of
     from uncertainty_est.run import run
 
     torch.set_num_threads(1)
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    log_to_console(logging.WARNING)
     folder = Path(runs) / table_name / str(row_number) / f"seed{seed}"
     numbers = folder / "numbers.json"
     if numbers.is_file():

@@ -47,7 +47,7 @@ def quick_overrides(model: str, data_root: Path, output_folder: Path) -> list[st
     if model.startswith("fc_"):
         kind = ["dataset=gaussian2d", "fixed.trainer_config.max_epochs=25"]
     else:
-        kind = ["dataset=digits", "network=wrn_10_1", "fixed.trainer_config.max_epochs=15"]
+        kind = ["dataset=digits", "fixed.trainer_config.max_epochs=15"]
     return [
         *kind,
         "fixed.ood_dataset=uniform_noise",  # read by methods that train on outliers only

@@ -109,7 +109,7 @@ def test_a_shape_that_the_network_cannot_take(
     small_data: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overrides = quick_overrides("img_ce_baseline", small_data("img"), tmp_path)
-    overrides = ["network=lenet" if o.startswith("network=") else o for o in overrides]
+    overrides = [*overrides, "network=lenet"]
     text = sentence_of(lambda: run_points(compose_points(*overrides)), capsys)
     assert "lenet" in text.lower()
     assert "8" in text
@@ -309,3 +309,14 @@ def test_weights_that_do_not_fit(
     assert "fixed.init_from: 2 runs for 5 members" in text
     text = sentence_of(quick("fc_ce_baseline", small_data, tmp_path, f"fixed.init_from=[{start},{start}]"), capsys)
     assert "CEBaseline takes one run, got 2" in text
+
+
+def test_weights_for_a_method_without_a_network(
+    trained: Callable[[str], Trained],
+    small_data: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    start = f"fixed.init_from={trained('fc_ce_baseline').run.path}"
+    text = sentence_of(quick("fc_norm_flow", small_data, tmp_path, start), capsys)
+    assert "fixed.init_from: NormFlow has no network" in text
