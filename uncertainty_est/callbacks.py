@@ -19,37 +19,80 @@ log = logging.getLogger(__name__)
 
 
 class FiniteLoss(pl.Callback):
-    """Ends the run, with one sentence, when the training loss is no longer a number.
+    """Ends training, with one sentence, when the loss is no longer a number or has left all bounds.
 
-    The losses are added up on the device and looked at every `every_n_steps` steps and at the end of an epoch, so
-    that the host does not wait for the device at every step.
+    Losses are compared on the device and looked at every `every_n_steps` steps and before anything is made of the
+    weights (validation, checkpoints), so that the host does not wait for the device at every step. Under DDP all
+    processes decide alike.
+
+    Args:
+        every_n_steps: steps between two looks.
+        limit: largest magnitude of a loss.
+        keep_weights: remember weights from before the divergence for :meth:`restore`: two copies of all state.
     """
 
-    def __init__(self, every_n_steps: int = 25) -> None:
+    def __init__(self, every_n_steps: int = 25, limit: float = 1e8, keep_weights: bool = False) -> None:
         self.every_n_steps = every_n_steps
-        self._sum: Tensor | None = None
+        self.limit = limit
+        self.keep_weights = keep_weights
+        self.finding: str | None = None
+        """What was found, where the loss diverged."""
+        self._worst: Tensor | None = None
+        self._steps = 0
+        # Losses after the older copy were finite; whether those after the newer one are is not known yet.
+        self._copies: list[tuple[int, dict[str, Tensor]]] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._copy(pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loss = outputs["loss"].detach() if isinstance(outputs, dict) else outputs
-        if loss is None:  # manual optimisation reports no loss
+        # Global steps count those of every optimiser, where a method has several.
+        self._steps += 1
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if loss is None:
             return
-        self._sum = loss if self._sum is None else self._sum + loss
+        # A maximum with NaN is NaN.
+        magnitude = loss.detach().abs()
+        self._worst = magnitude if self._worst is None else torch.maximum(self._worst, magnitude)
         if (batch_idx + 1) % self.every_n_steps == 0:
-            self._check(trainer)
+            self._check(trainer, pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._check(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._check(trainer)
+        self._check(trainer, pl_module)
 
-    def _check(self, trainer: pl.Trainer) -> None:
-        total, self._sum = self._sum, None
-        if total is not None and not bool(torch.isfinite(total)):
-            raise TrainingError(
-                f"the training loss became NaN or infinite by step {trainer.global_step} (epoch"
-                f" {trainer.current_epoch}); lower fixed.model_config.optimizer.lr or set"
-                f" fixed.trainer_config.gradient_clip_val, what was logged and saved so far is kept"
+    def restore(self, method: Method) -> int:
+        """Put back the state of the last look but one, after which losses were still finite; returns its step.
+
+        Where that was before the first look, it is the state that training began with.
+        """
+        step, state = self._copies[0]
+        method.load_state_dict(state, strict=True)
+        return step
+
+    def _check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        worst, self._worst = self._worst, None
+        if worst is None:
+            return
+        if trainer.strategy.reduce_boolean_decision(not bool(worst <= self.limit), all=False):
+            self.finding = (
+                f"the training loss became NaN or infinite, or exceeded {self.limit:.0e}, by step {self._steps}"
+                f" (epoch {trainer.current_epoch})"
             )
+            raise TrainingError(
+                f"{self.finding}; lower fixed.model_config.optimizer.lr, set fixed.trainer_config.gradient_clip_val or"
+                f" fixed.on_divergence, what was logged and saved so far is kept"
+            )
+        self._copy(pl_module)
+
+    def _copy(self, pl_module: pl.LightningModule) -> None:
+        if self.keep_weights:
+            state = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
+            self._copies = [*self._copies[-1:], (self._steps, state)]
 
 
 class OODValidation(pl.Callback):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 
@@ -15,7 +17,7 @@ from uncertainty_est import checkpoints
 from uncertainty_est.callbacks import FiniteLoss, OODValidation
 from uncertainty_est.config import as_names, build, validate
 from uncertainty_est.data.module import OODDataModule
-from uncertainty_est.errors import ConfigError
+from uncertainty_est.errors import ConfigError, TrainingError
 from uncertainty_est.evaluation.scoring import score_run
 from uncertainty_est.evaluation.tables import results_of
 from uncertainty_est.files import make_folder, make_new_folder, write_json
@@ -25,6 +27,9 @@ log = logging.getLogger(__name__)
 
 # Set by the process that makes the run folder; the ranks that Lightning starts from it inherit it.
 _RUN_DIR_VARIABLE = "UNCERTAINTY_EST_RUN_DIR"
+
+ON_DIVERGENCE = ("stop", "restart", "keep")
+MAX_RESTARTS = 3
 
 
 def run(
@@ -51,6 +56,7 @@ def run(
     checkpoint_config: Mapping[str, Any] | None = None,
     earlystop_config: Mapping[str, Any] | None = None,
     logger: Mapping[str, Any] | None = None,
+    on_divergence: str = "stop",
 ) -> dict[str, Any]:
     """Build, train, fit what is fitted after training, save and score one method.
 
@@ -79,18 +85,27 @@ def run(
         checkpoint_config: node of the checkpoint callback; ``None`` keeps the last weights.
         earlystop_config: node of the early-stopping callback; ``None`` trains to the end.
         logger: partial node of a Lightning logger; ``None`` logs nothing.
+        on_divergence: what to do when the training loss is no longer a number or exceeds 1e8 in magnitude: ``stop``
+            ends the run with an error, what was logged stays; ``restart`` trains anew from fresh weights with a seed
+            that `seed` decides, at most three times, and logs into ``restart<number>/`` of the run's folder; ``keep``
+            goes on to scoring with the best monitored weights or, without any, with weights from before the
+            divergence. Under DDP all ranks do the same.
 
     Returns:
-        The run's folder and its results, also written to ``results.json``. Empty on ranks other than 0.
+        The run's folder and its results, also written to ``results.json``. Empty on ranks other than 0. Where training
+        diverged, ``divergence`` says so: the number of ``restarts`` and the ``seed`` that held, or what was ``found``
+        and which weights were ``kept``.
 
     Raises:
         ConfigError: a key, name or combination that cannot be run.
         DataError: a data set that cannot be used.
-        TrainingError: the loss became NaN.
+        TrainingError: the loss diverged.
     """
     fixed = dict(locals())  # the first statement, so that nothing but the arguments is in it
     validate(fixed, run)
     check_ood_sets(fixed)
+    if on_divergence not in ON_DIVERGENCE:
+        raise ConfigError(f"fixed.on_divergence: must be one of {', '.join(ON_DIVERGENCE)}, got '{on_divergence}'")
     pl.seed_everything(seed, workers=True, verbose=False)
 
     data = build_data(fixed)
@@ -102,18 +117,15 @@ def run(
     run_dir = new_run_dir(fixed)
     checkpoints.save_config(run_dir, fixed)
     checkpoints.save_splits(run_dir, data.split_indices())
-    trainer = build_trainer(fixed, method, run_dir)
-    trainer.fit(method, datamodule=data)
-    restore_best(trainer, method)
+    trainer, method, divergence = train(fixed, method, data, run_dir)
     fit_posthoc(trainer, method, data)
 
     results: dict[str, Any] = {}
     if trainer.is_global_zero:
         checkpoints.save_weights(run_dir, method)
         device = trainer.strategy.root_device
-        results = {"run_dir": str(run_dir)} | results_of(
-            score_run(method, data, test_ood_datasets, device=device), ood_groups or {}, seed=seed
-        )
+        scored = score_run(method, data, test_ood_datasets, device=device)
+        results = {"run_dir": str(run_dir)} | divergence | results_of(scored, ood_groups or {}, seed=seed)
         write_json(run_dir / checkpoints.RESULTS_FILE, results)
         log.info("run folder: %s", run_dir)
     trainer.strategy.barrier("scored")
@@ -224,9 +236,58 @@ def check_trainer(node: Mapping[str, Any]) -> None:
         raise ConfigError("trainer_config.precision: this GPU has no bf16; choose trainer=gpu (32-bit)")
 
 
-def build_trainer(fixed: Mapping[str, Any], method: Method, run_dir: Path) -> pl.Trainer:
-    """The trainer, logging into `run_dir`."""
-    callbacks: list[pl.Callback] = [FiniteLoss()]
+def train(
+    fixed: Mapping[str, Any], method: Method, data: OODDataModule, run_dir: Path
+) -> tuple[pl.Trainer, Method, dict[str, Any]]:
+    """Train, and put back the best weights; where the loss diverges, do as ``on_divergence`` says.
+
+    Returns:
+        The trainer and the method, another one after a restart, and what the results tell of a divergence, if any.
+
+    Raises:
+        TrainingError: the loss diverged, and with restarts did so every time.
+    """
+    divergence: dict[str, Any] = {}
+    for restarts in count():
+        watch = FiniteLoss(keep_weights=fixed["on_divergence"] == "keep")
+        trainer = build_trainer(fixed, method, run_dir / f"restart{restarts}" if restarts else run_dir, watch)
+        try:
+            trainer.fit(method, datamodule=data)
+        except TrainingError as error:
+            if watch.finding is None or fixed["on_divergence"] == "stop":
+                raise
+            tell = log.warning if trainer.is_global_zero else log.debug
+            if fixed["on_divergence"] == "keep":
+                kept = keep_weights(trainer, method, watch)
+                tell("%s; kept are %s", watch.finding, kept)
+                return trainer, method, {"divergence": {"found": watch.finding, "kept": kept}}
+            if restarts == MAX_RESTARTS:
+                raise TrainingError(f"{MAX_RESTARTS} restarts did not help: {error}") from error
+            seed = int(np.random.SeedSequence([fixed["seed"], restarts + 1]).generate_state(1)[0])
+            tell("%s; restart %d of %d, with seed %d", watch.finding, restarts + 1, MAX_RESTARTS, seed)
+            pl.seed_everything(seed, workers=True, verbose=False)
+            method, data.seed = build_method(fixed), seed
+            divergence = {"divergence": {"restarts": restarts + 1, "seed": seed}}
+        else:
+            break
+    restore_best(trainer, method)
+    return trainer, method, divergence
+
+
+def keep_weights(trainer: pl.Trainer, method: Method, watch: FiniteLoss) -> str:
+    """Put back weights from before a divergence; returns which."""
+    step = watch.restore(method)
+    # A checkpoint may have been written between the step that broke the weights and the first loss that showed it.
+    if restore_best(trainer, method):
+        if all(bool(weight.isfinite().all()) for weight in method.parameters()):
+            return "the best monitored weights"
+        watch.restore(method)
+    return f"the weights of step {step}"
+
+
+def build_trainer(fixed: Mapping[str, Any], method: Method, run_dir: Path, watch: FiniteLoss) -> pl.Trainer:
+    """The trainer, watched by `watch`, logging into `run_dir`."""
+    callbacks: list[pl.Callback] = [watch]
     # A method that is fitted after training has no scores to validate before.
     if fixed["val_ood_datasets"] and method.posthoc_split is None:
         callbacks.append(OODValidation())
@@ -244,13 +305,19 @@ def build_trainer(fixed: Mapping[str, Any], method: Method, run_dir: Path) -> pl
     )
 
 
-def restore_best(trainer: pl.Trainer, method: Method) -> None:
-    """Put back the best weights of a trainer that kept them by a monitored value; else leave the last ones."""
+def restore_best(trainer: pl.Trainer, method: Method) -> bool:
+    """Put back the best weights of a trainer that kept them by a monitored value; else leave the last ones.
+
+    Returns:
+        Whether there were any.
+    """
     callback = trainer.checkpoint_callback
     best = getattr(callback, "best_model_path", "")
-    if getattr(callback, "monitor", None) and best:
-        state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
-        method.load_state_dict(state, strict=True)
+    if not (getattr(callback, "monitor", None) and best):
+        return False
+    state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
+    method.load_state_dict(state, strict=True)
+    return True
 
 
 def fit_posthoc(trainer: pl.Trainer, method: Method, data: OODDataModule) -> None:
