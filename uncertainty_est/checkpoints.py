@@ -23,7 +23,8 @@ CHECKPOINT_FILE = "checkpoint.pt"
 SPLITS_FILE = "splits.npz"
 RESULTS_FILE = "results.json"
 
-# Needed for training only; leaving them out means that a foreign file can build no optimizer either.
+# Endings of keys that are needed for training only (a method may have several optimizers); leaving them out means that a
+# foreign file can build no optimizer either.
 _TRAINING_KEYS = ("optimizer", "scheduler")
 
 
@@ -149,7 +150,7 @@ def load(path: Path, schema: Callable[..., Any]) -> Run:
     model_config = fixed.get("model_config")
     if not isinstance(model_config, dict) or "_target_" not in model_config:
         raise DataError(f"{run_dir / CONFIG_FILE}: model_config._target_ is missing; restore the file from the run")
-    node = {key: value for key, value in model_config.items() if key not in _TRAINING_KEYS}
+    node = {key: value for key, value in model_config.items() if not str(key).endswith(_TRAINING_KEYS)}
     own = {key: value for key, value in fixed.items() if key in ("transform", "sources")} | {"model_config": node}
     try:
         _check_saved(fixed, own, schema)
