@@ -23,8 +23,8 @@ CHECKPOINT_FILE = "checkpoint.pt"
 SPLITS_FILE = "splits.npz"
 RESULTS_FILE = "results.json"
 
-# Endings of keys that are needed for training only (a method may have several optimizers); leaving them out means that a
-# foreign file can build no optimizer either.
+# Endings of keys that only training needs (a method may have several optimizers); leaving them out means that a foreign
+# file can build no optimizer either.
 _TRAINING_KEYS = ("optimizer", "scheduler")
 
 
