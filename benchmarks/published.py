@@ -32,14 +32,18 @@ ROUNDING = 0.05  # of the listed figures
 # What was found where a listed figure and ours differ, or did.
 NOTES = """## Notes
 
-- Segment's figures of the thesis' protocol depend on when training stops. By validation accuracy after every epoch (four
-  steps), as there, cross-entropy's accuracy is the listed one within errors; by validation loss every tenth epoch it is 96.5.
-- PostNet's authors stop where the loss of ten validations ago is the least of the last ten, which hardly ever happens. With
-  the usual patience of ten validations most runs end too early (accuracy 92, sky AUROC 40 to 92 over three seeds).
-- MC dropout on Segment is more accurate here (95.6 against 92.9). It is 95.3 with masks of its own for each input and 90.2
-  with a single pass, so neither tells why; a patience of four ends two of six runs before they have learned anything.
+- Segment's figures of the thesis' protocol depend on when training stops. By validation accuracy after every epoch
+  (four steps), as there, cross-entropy's accuracy is the listed one within errors; by validation loss every tenth
+  epoch it is 96.5.
+- PostNet's authors stop where the loss of ten validations ago is the least of the last ten, which hardly ever
+  happens. With the usual patience of ten validations most runs end too early (accuracy 92, sky AUROC 40 to 92 over
+  three seeds).
+- MC dropout on Segment is more accurate here (95.6 against 92.9). It is 95.3 with masks of its own for each input
+  and 90.2 with a single pass, so neither tells why; a patience of four ends two of six runs before they have
+  learned anything.
 - The ensemble's mutual information on Sensorless (46 against 58) is not explained; its accuracy agrees.
-- Methods that train on uniform noise are not tested on it, so the listed figures of that column have no counterpart.
+- Methods that train on uniform noise are not tested on it, so the listed figures of that column have no
+  counterpart.
 - The authors' five checkpoints were evaluated on rows that include their training rows, ours on test rows only.
 - AUPR depends on the shares of the two sets, here 396 ID rows to 330 of sky in PostNet's protocol, as published.
 """
