@@ -90,6 +90,7 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     return root
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several processes (``-n 2 --dist loadgroup``), tests of one trained model share a process.
 
