@@ -59,9 +59,10 @@ def hmc_step(
 class HMCSampling(nn.Module):
     r"""Estimate of :math:`c(x) = \mathbb E_{q(h' \mid x)} [(x - g(h')) / \sigma^2]` by chains in the posterior.
 
-    Chains start from the h that made x, which is a sample of the posterior already, so that the estimate is unbiased
-    whatever the acceptance; the more a chain moves, the smaller is its variance. The step size is adapted from call to
-    call by a factor, towards the acceptance that is aimed at.
+    Chains start from the h that made x, which is a sample of the posterior already; what they need time for is to
+    forget it. c goes into :math:`\mathbb E[c^\top \partial x / \partial \phi]`, whose second factor depends on that h
+    as well, so that chains that hardly move bias the gradient towards 0. The step size is adapted by a factor after
+    each transition, towards the acceptance that is aimed at.
 
     References:
         Grathwohl et al., arXiv:2010.04230, Section 3.1 and its appendix.
