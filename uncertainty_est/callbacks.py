@@ -51,11 +51,10 @@ class FiniteLoss(pl.Callback):
         # Global steps count those of every optimiser, where a method has several.
         self._steps += 1
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if loss is None:
-            return
-        # A maximum with NaN is NaN.
-        magnitude = loss.detach().abs()
-        self._worst = magnitude if self._worst is None else torch.maximum(self._worst, magnitude)
+        if loss is not None:
+            # A maximum with NaN is NaN.
+            magnitude = loss.detach().abs()
+            self._worst = magnitude if self._worst is None else torch.maximum(self._worst, magnitude)
         if (batch_idx + 1) % self.every_n_steps == 0:
             self._check(trainer, pl_module)
 
