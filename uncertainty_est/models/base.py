@@ -221,7 +221,7 @@ def load_network(owner: Method, state: State, prefix: str, into: str | None = No
     """
     name = (into or prefix).rstrip(".")
     if name not in dict(owner.named_modules()):
-        raise ConfigError(f"fixed.init_from: {type(owner).__name__} has no {name} that another run's weights could start")
+        raise ConfigError(f"fixed.init_from: {type(owner).__name__} has no {name} to start from another run's weights")
     offered = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     left_over = [key for key in state if not key.startswith(prefix)]
     if left_over:
