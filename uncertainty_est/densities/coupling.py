@@ -42,7 +42,13 @@ class CouplingFlows(ClassDensities):
         return torch.stack([flow().log_prob(z) for flow in self.flows], dim=-1)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        noise = torch.randn(n, self.dim, generator=generator, device=generator.device)
+        return self.from_noise(torch.randn(n, self.dim, generator=generator, device=generator.device))
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """Samples ``[n, D]`` as functions of standard normal ``noise: [n, D]``, differentiable in the parameters.
+
+        Rows take turns over the classes, so that those of normal noise are the equal mixture of the classes.
+        """
         samples = torch.empty_like(noise)
         for c, flow in enumerate(self.flows):
             samples[c :: self.num_classes] = flow().transform.inv(noise[c :: self.num_classes])

@@ -1,0 +1,45 @@
+"""Losses that tell a classifier's outliers from its data."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def energy_hinge(energy_in: Tensor, energy_out: Tensor, margin_in: float, margin_out: float) -> tuple[Tensor, Tensor]:
+    r"""Squared hinges on energies :math:`E(x) = -\mathrm{lse} f(x)`, which are low where the density is high.
+
+    .. math:: \operatorname{mean} \max(0, E_{\text{in}} - m_{\text{in}})^2, \quad
+        \operatorname{mean} \max(0, m_{\text{out}} - E_{\text{out}})^2
+
+    Data whose energy is above :math:`m_{\text{in}}` are pushed down, outliers below :math:`m_{\text{out}}` up; where
+    the margins are met both are zero, with zero gradient.
+
+    References:
+        Liu et al., arXiv:2010.03759, Eq. 8 and 9.
+
+    Args:
+        energy_in: energies of data, ``[B]``.
+        energy_out: energies of outliers, ``[B']``.
+        margin_in: the energy that data should not exceed.
+        margin_out: the energy that outliers should not fall below.
+
+    Returns:
+        Two scalars, of data and of outliers.
+    """
+    return F.relu(energy_in - margin_in).square().mean(), F.relu(margin_out - energy_out).square().mean()
+
+
+def uniform_cross_entropy(logits: Tensor) -> Tensor:
+    r"""Cross-entropy of the uniform distribution and softmax f, :math:`\mathrm{lse} f - \tfrac1C \sum_c f_c`, ``[B]``.
+
+    It equals :math:`\ln C + \mathrm{KL}(U \| \mathrm{softmax} f)`: least, :math:`\ln C`, where all logits are equal.
+    As a loss on outliers it flattens predictions; as a score it is high for confident ones.
+
+    References:
+        Hendrycks et al., arXiv:1812.04606, Eq. 1 and section 4.3.
+
+    Args:
+        logits: ``[B, C]``.
+    """
+    return logits.logsumexp(-1) - logits.mean(-1)
