@@ -77,9 +77,8 @@ class FlowContrastive(ObjectiveModel):
         self.data_shape = tuple(int(n) for n in data_shape)
         self.flow = flow(num_classes=1, dim=math.prod(self.data_shape))
         if not isinstance(self.flow, CouplingFlows):
-            raise ValueError(
-                f"flow must be a CouplingFlows, whose samples have gradients, got {type(self.flow).__name__}"
-            )
+            kind = type(self.flow).__name__
+            raise ValueError(f"flow must make CouplingFlows, whose samples have gradients, got {kind}")
         self.prior = prior
         self.threshold = threshold
         self.flow_lr = flow_lr
