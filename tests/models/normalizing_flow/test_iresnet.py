@@ -152,7 +152,8 @@ def truth(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def test_the_entropy_of_three_gaussians_is_nearly_reached(tmp_path: Path) -> None:
     """NLL of the test points within 0.25 nats of the truth's, where one Gaussian is 2.8 nats off; norms below 1."""
     quiet = ["trainer=cpu", "logger=none", "fixed.trainer_config.enable_progress_bar=false"]
-    options = ["dataset=gaussian2d", "model=fc_iresnet", f"fixed.output_folder={tmp_path}"]
+    longer = ["fixed.trainer_config.max_epochs=120", "fixed.earlystop_config=null"]
+    options = ["dataset=gaussian2d", "model=fc_iresnet", *longer, f"fixed.output_folder={tmp_path}"]
     (results,) = run_points(compose_points(*quiet, *options))
     method = load(Path(results["run_dir"]), run).method
     source = Gaussian2D(shape=[2], test_fraction=0.1, split_seed=1)
