@@ -14,11 +14,12 @@ from uncertainty_est.data.loader import JointLoader, TensorLoader
 from uncertainty_est.data.source import Split
 from uncertainty_est.densities.coupling import CouplingFlows
 from uncertainty_est.densities.radial import RadialFlows
+from uncertainty_est.errors import ConfigError
 from uncertainty_est.models.ebm.flow_contrastive import FlowContrastive
 from uncertainty_est.networks.fc import FC
 
 FLOW = partial(CouplingFlows, num_layers=3, hidden_dims=[8])
-SGD = partial(torch.optim.SGD, lr=0.01)
+SLOW, FAST = partial(torch.optim.SGD, lr=0.01), partial(torch.optim.SGD, lr=0.02)
 
 
 class FlowModel(nn.Module):
@@ -37,7 +38,7 @@ class FlowModel(nn.Module):
 def method() -> FlowContrastive:
     torch.manual_seed(0)
     network = FC(data_shape=[2], num_classes=1, hidden_dims=[16], activation="silu")
-    return FlowContrastive(network, FLOW, [2], optimizer=SGD, flow_lr=0.02)
+    return FlowContrastive(network, FLOW, [2], optimizer=SLOW, flow_optimizer=FAST)
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ def test_each_optimizer_warms_up_to_its_own_rate_by_its_own_steps(method: FlowCo
     method._make_scheduler = partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.5)
     rates = []
     method.on_train_batch_start = lambda batch, batch_idx: rates.append(  # type: ignore[method-assign]
-        [optimizer.param_groups[0]["lr"] for optimizer in method.optimizers()]
+        [player.optimizer.param_groups[0]["lr"] for player in method._players]
     )
     fit(method, x, steps=5)
     # One step an epoch: warm-up of a quarter a step, halved after every second one; the flow had no step.
@@ -180,11 +181,17 @@ def test_samples_are_the_flows(method: FlowContrastive) -> None:
     assert not drawn.requires_grad
 
 
+def test_both_optimizers_are_needed(method: FlowContrastive) -> None:
+    method._make_flow_optimizer = None
+    with pytest.raises(ConfigError, match=r"fixed\.model_config\.flow_optimizer: training needs an optimizer"):
+        method.configure_optimizers()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"prior": 1.0}, "prior and threshold must lie between 0 and 1"),
-        ({"flow_lr": 0.0}, "flow_lr and gradient_clip_val must be positive"),
+        ({"gradient_clip_val": 0.0}, "gradient_clip_val must be positive"),
         ({"flow": partial(RadialFlows, num_layers=2)}, "flow must make CouplingFlows.*got RadialFlows"),
     ],
 )

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uncertainty_est.densities.coupling import CouplingFlows
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.models.base import Batch
-from uncertainty_est.models.ebm.energy import warm_up
 from uncertainty_est.models.ebm.objective import ObjectiveModel
+from uncertainty_est.models.ebm.players import Player
 from uncertainty_est.networks.base import Network
 
 
@@ -40,15 +40,17 @@ class FlowContrastive(ObjectiveModel):
         data_shape: shape of one input.
         prior: :math:`\rho`, the share of data.
         threshold: accuracy below which F is trained.
-        flow_lr: learning rate of q, whose optimizer is otherwise that of F.
         gradient_clip_val: largest norm of a gradient, of F's and of q's parameters each; the trainer's own is for
             methods with one optimizer only.
         clf_weight: weight of the class loss.
         input_noise: standard deviation of Gaussian noise on the inputs of training and validation.
         warmup_steps: steps of each optimizer in which its learning rate rises linearly to its own value.
+        optimizer: of F.
+        flow_optimizer: of q.
+        scheduler: called with either optimizer; stepped once an epoch.
 
     Raises:
-        ValueError: a share or accuracy outside (0, 1), a rate that is not positive, a negative number, or a flow that
+        ValueError: a share or accuracy outside (0, 1), a norm that is not positive, a negative number, or a flow that
             cannot be sampled.
     """
 
@@ -61,19 +63,19 @@ class FlowContrastive(ObjectiveModel):
         data_shape: Sequence[int],
         prior: float = 0.5,
         threshold: float = 0.55,
-        flow_lr: float = 1e-3,
         gradient_clip_val: float | None = None,
         clf_weight: float = 1.0,
         input_noise: float = 0.0,
         warmup_steps: int = 0,
         optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+        flow_optimizer: Callable[..., torch.optim.Optimizer] | None = None,
         scheduler: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__(network, clf_weight, input_noise, warmup_steps, optimizer, scheduler)
         if not (0 < prior < 1 and 0 < threshold < 1):
             raise ValueError(f"prior and threshold must lie between 0 and 1, got {prior} and {threshold}")
-        if not flow_lr > 0 or (gradient_clip_val is not None and not gradient_clip_val > 0):
-            raise ValueError(f"flow_lr and gradient_clip_val must be positive, got {flow_lr} and {gradient_clip_val}")
+        if gradient_clip_val is not None and not gradient_clip_val > 0:
+            raise ValueError(f"gradient_clip_val must be positive, got {gradient_clip_val}")
         self.data_shape = tuple(int(n) for n in data_shape)
         self.flow = flow(num_classes=1, dim=math.prod(self.data_shape))
         if not isinstance(self.flow, CouplingFlows):
@@ -81,11 +83,12 @@ class FlowContrastive(ObjectiveModel):
             raise ValueError(f"flow must make CouplingFlows, whose samples have gradients, got {kind}")
         self.prior = prior
         self.threshold = threshold
-        self.flow_lr = flow_lr
         self.gradient_clip_val = gradient_clip_val
         self.automatic_optimization = False
         self._accuracy = torch.zeros(())
-        self._steps = [0, 0]  # of F's and of q's optimizer
+        self._make_flow_optimizer = flow_optimizer
+        self._players: list[Player] = []  # F's and q's
+        self._turns = [0, 0]  # that each of them has had
 
     def density_loss(self, x: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         noise = self.randn((len(x), self.flow.dim)).to(x)
@@ -114,51 +117,38 @@ class FlowContrastive(ObjectiveModel):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step of F or of q, whose turn it is; logs the sum of :meth:`loss` and its parts."""
         total = super().training_step(batch, batch_idx)
-        # Gradients of both, in one backward pass: DDP wants one of every parameter, whoever's turn it is.
-        self.manual_backward(total)
         accuracy = self.trainer.strategy.reduce(self._accuracy, reduce_op="mean")
         # The one number that the host waits for; the same on all ranks, which must step the same network.
         turn = int(bool(accuracy.amin() >= self.threshold))
-        optimizers: Any = self.optimizers()
-        if self.gradient_clip_val is not None:
-            self.clip_gradients(optimizers[turn], self.gradient_clip_val)
-        optimizers[turn].step()
-        self._steps[turn] += 1
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        if self.warmup_steps:
-            schedulers: Any = self.lr_schedulers()
-            schedulers[turn].step()
+        player = self._players[turn]
+        player.minimise(self, -total if turn else total, self.gradient_clip_val)
+        if player.warm_up is not None:
+            player.warm_up.step()
+        self._turns[turn] += 1
         self.log("train/flow_turn", float(turn), batch_size=len(batch["id"][1]))
         return total.detach()
 
     def on_train_epoch_end(self) -> None:
-        if self._make_scheduler is None:
-            return
-        schedulers: Any = self.lr_schedulers()
-        for steps, scheduler in zip(self._steps, schedulers[-2:], strict=True):
-            if steps:  # a rate that nothing was stepped with yet does not fall
-                scheduler.step()
+        for turns, player in zip(self._turns, self._players, strict=True):
+            if player.decay is not None and turns:  # a rate that nothing was stepped with yet does not fall
+                player.decay.step()
 
     def configure_optimizers(self) -> Any:
-        """Optimizers of F and of q, their warm-ups if any, and their schedulers if any.
+        """Optimizers of F and of q, and their schedulers if any.
 
         Raises:
-            ConfigError: no optimizer was configured.
+            ConfigError: an optimizer was not configured.
         """
-        make = self._make_optimizer
-        if make is None:
-            raise ConfigError("fixed.model_config.optimizer: training needs an optimizer")
-        optimizers = [
-            make(self.network.parameters()),
-            make(self.flow.parameters(), lr=self.flow_lr, maximize=True),
+        self._players = [
+            self._player("optimizer", self.network, self._make_optimizer),
+            self._player("flow_optimizer", self.flow, self._make_flow_optimizer),
         ]
-        schedulers: list[Any] = []
-        if self.warmup_steps:
-            schedulers += [warm_up(optimizer, self.warmup_steps) for optimizer in optimizers]
-        if self._make_scheduler is not None:
-            schedulers += [self._make_scheduler(optimizer) for optimizer in optimizers]
-        return optimizers, schedulers
+        return [p.optimizer for p in self._players], [s for p in self._players for s in p.schedulers]
+
+    def _player(self, key: str, module: nn.Module, make: Callable[..., torch.optim.Optimizer] | None) -> Player:
+        if make is None:
+            raise ConfigError(f"fixed.model_config.{key}: training needs an optimizer")
+        return Player.make(module.parameters(), make, self.warmup_steps, self._make_scheduler)
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator) -> Tensor:

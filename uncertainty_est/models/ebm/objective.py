@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from uncertainty_est.models.base import Batch
 from uncertainty_est.models.ebm.energy import EnergyModel
 from uncertainty_est.networks.base import Network
+from uncertainty_est.samplers.random import rank_generator
 
 
 class ObjectiveModel(EnergyModel):
@@ -60,12 +61,14 @@ class ObjectiveModel(EnergyModel):
         """
 
     def on_fit_start(self) -> None:
-        seed = torch.initial_seed() + self.global_rank
-        self.generator = torch.Generator(self.device).manual_seed(seed % 2**63)
+        self.generator = rank_generator(self.device, self.global_rank)
 
     def randn(self, shape: torch.Size | tuple[int, ...]) -> Tensor:
         """Standard normal numbers of this process."""
         return torch.randn(shape, generator=self.generator, device=self.device)
+
+    def noisy(self, x: Tensor) -> Tensor:
+        return x + self.input_noise * self.randn(x.shape) if self.input_noise else x
 
     def class_loss(self, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
         return {"ce": self.clf_weight * F.cross_entropy(logits, y)}
