@@ -40,7 +40,7 @@ class Series:
     n_terms: int = 10
     n_probes: int = 1
     n_exact_terms: int = 2
-    stop_probability: float = 0.4
+    stop_probability: float = 0.3
     n_eval_terms: int = 20
     n_eval_probes: int = 8
     probe: str = "rademacher"

@@ -150,7 +150,10 @@ def truth(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 @pytest.mark.slow
 def test_the_entropy_of_three_gaussians_is_nearly_reached(tmp_path: Path) -> None:
-    """NLL of the test points within 0.25 nats of the truth's, where one Gaussian is 2.8 nats off; norms below 1."""
+    """NLL of the test points within 0.2 nats of the truth's, from which one Gaussian is 2.8 away; norms below 1.
+
+    Seeds 1 to 3 came within 0.15. What is left is the price of maps that change slowly: coeff 0.9 leaves 0.27.
+    """
     quiet = ["trainer=cpu", "logger=none", "fixed.trainer_config.enable_progress_bar=false"]
     longer = ["fixed.trainer_config.max_epochs=120", "fixed.earlystop_config=null"]
     options = ["dataset=gaussian2d", "model=fc_iresnet", *longer, f"fixed.output_folder={tmp_path}"]
@@ -163,7 +166,7 @@ def test_the_entropy_of_three_gaussians_is_nearly_reached(tmp_path: Path) -> Non
     best = -truth(x, shift, scale).mean().item()
     assert best == pytest.approx(0.0, abs=0.1)  # ln 3 + ln 2 pi e 0.2^2 - 2 ln 1.43
     got = -method.predict(x).scores["p(x)"].mean().item()
-    assert best - 0.1 < got < best + 0.25
+    assert best - 0.1 < got < best + 0.2
     assert results["ood"]["anomalous_gaussian2d"]["p(x)"]["AUROC"] > 99
     # Lipschitz in fact, not only by the bound that power iteration approaches from below.
     x = 3 * torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
@@ -172,4 +175,4 @@ def test_the_entropy_of_three_gaussians_is_nearly_reached(tmp_path: Path) -> Non
             if isinstance(block, InvertibleResidual):
                 near = x + 1e-2 * torch.randn(2000, 2, generator=torch.Generator().manual_seed(1))
                 ratio = (block.residual(x) - block.residual(near)).norm(dim=1) / (x - near).norm(dim=1)
-                assert ratio.max() < 0.9**3 * 1.05
+                assert ratio.max() < 0.95**3 * 1.01
