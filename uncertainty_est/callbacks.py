@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from uncertainty_est.data.module import OODDataModule
@@ -14,6 +15,9 @@ from uncertainty_est.errors import TrainingError
 from uncertainty_est.evaluation.scoring import score_loader
 from uncertainty_est.metrics.ood import ood_metrics
 from uncertainty_est.models.base import Method
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -112,3 +116,48 @@ class OODValidation(pl.Callback):
             values.append(ood_metrics(known.scores[headline], unknown.scores[headline])["AUROC"])
         # Every rank scores the whole of these sets: the mean over ranks is each one's own value.
         pl_module.log("val/ood", 100 * sum(values) / len(values), prog_bar=True, sync_dist=True)
+
+
+class Pictures(pl.Callback):
+    """Draws into the logger what a method has learned so far: a density over the plane of two features, and samples.
+
+    After the 1st, 2nd, 4th, 8th, … validation and when training ends, as ``density`` and ``samples``; on the first
+    process only. Loggers that take no pictures get none. Training goes on as it would without.
+    """
+
+    def __init__(self) -> None:
+        self._validations = 0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        self._validations += 1
+        if self._validations & (self._validations - 1) == 0:
+            self._draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: pl.Trainer, method: pl.LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(method, Method) and isinstance(data, OODDataModule)
+        if not (trainer.is_global_zero and trainer.loggers):
+            return
+        # Runs that draw nothing need not wait for the import of Matplotlib.
+        from uncertainty_est.evaluation.plane import score_plane
+        from uncertainty_est.evaluation.samples import sample_figure
+
+        title = f"step {trainer.global_step}"
+        if method.learns_density and data.data_shape == (2,):
+            _log_figure(trainer, "density", score_plane(method, data, title))
+        samples = sample_figure(method, data, title) if method.can_sample else None
+        if samples is not None:
+            _log_figure(trainer, "samples", samples)
+
+
+def _log_figure(trainer: pl.Trainer, key: str, figure: Figure) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(key, figure, trainer.global_step)
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(key, images=[figure], step=trainer.global_step)

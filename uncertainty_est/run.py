@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 
 from uncertainty_est import checkpoints
-from uncertainty_est.callbacks import FiniteLoss, OODValidation
+from uncertainty_est.callbacks import FiniteLoss, OODValidation, Pictures
 from uncertainty_est.config import as_names, build, validate
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.errors import ConfigError, TrainingError
@@ -291,6 +291,8 @@ def build_trainer(fixed: Mapping[str, Any], method: Method, run_dir: Path, watch
     # A method that is fitted after training has no scores to validate before.
     if fixed["val_ood_datasets"] and method.posthoc_split is None:
         callbacks.append(OODValidation())
+    if fixed["logger"] and (method.learns_density or method.can_sample):
+        callbacks.append(Pictures())
     if fixed["earlystop_config"]:
         callbacks.append(build(fixed["earlystop_config"]))
     if fixed["checkpoint_config"]:

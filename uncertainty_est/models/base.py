@@ -67,6 +67,8 @@ class Method(pl.LightningModule, ABC):
     """The split that :meth:`fit_posthoc` reads after training, if any."""
     can_sample: bool = False
     """Is a generative model that :meth:`sample` draws from."""
+    learns_density: ClassVar[bool] = False
+    """Learns a density, normalised or not, that is worth looking at while it is learned."""
 
     def __init__(
         self,

@@ -37,6 +37,8 @@ class DensityMethod(Method):
         ValueError: `num_classes` below 1.
     """
 
+    learns_density = True
+
     def __init__(
         self,
         data_shape: Sequence[int],

@@ -38,6 +38,8 @@ class EnergyModel(Method):
         ValueError: a negative number.
     """
 
+    learns_density = True
+
     def __init__(
         self,
         network: Network,
