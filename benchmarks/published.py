@@ -9,23 +9,11 @@ both sides do not cover (of a single published run: two standard deviations of o
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
 import math
-import os
 import sys
-from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-# Mean, and standard error where one was published.
-Listed = Mapping[str, tuple[float, float | None]]
+from protocol import Row, Table, arguments_of, mean_and_error, results_of_tables, write
 
 ROUNDING = 0.05  # of the listed figures
 
@@ -88,30 +76,6 @@ FINE_TUNING = [
 ]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One method of a table: how it is trained, and what was published of it by the name of a column."""
-
-    label: str
-    overrides: list[str]
-    listed: Listed = field(default_factory=dict)
-    new_splits: bool = True
-    starts_from: int | None = None  # number of the row whose run of the same seed gives the first weights
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows over one data set, and the columns shown: metric, or ``OOD set / score / metric``."""
-
-    title: str
-    dataset: str
-    ood: str
-    columns: list[str]
-    rows: list[Row]
-    needs: str  # file below the data root
-    common: list[str] = field(default_factory=list)
-
-
 def ood_columns(name: str, scores: list[str], metrics: list[str]) -> list[str]:
     return [f"{name} / {score} / {metric}" for score in scores for metric in metrics]
 
@@ -159,8 +123,9 @@ THESIS_COLUMNS = [
     ),
 ]
 
-TABLES = {
-    "gaussian2d": Table(
+TABLES = [
+    Table(
+        "gaussian2d",
         "Two-dimensional Gaussians against the anomalous ring",
         "gaussian2d_file",
         "anomalous_gaussian2d_file",
@@ -184,7 +149,8 @@ TABLES = {
         ],
         needs="gaussian2d/2DGaussians-0.2.csv",
     ),
-    "segment_postnet": Table(
+    Table(
+        "segment_postnet",
         "Segment without sky, PostNet's protocol (60/20/20, another split for each seed)",
         "segment",
         "segment_ood",
@@ -216,7 +182,8 @@ TABLES = {
         ],
         needs="segment",
     ),
-    "segment_five": Table(
+    Table(
+        "segment_five",
         "Segment without window and sky (five classes), PostNet's protocol",
         "segment",
         "segment_ood",
@@ -254,7 +221,8 @@ TABLES = {
         ],
         needs="segment",
     ),
-    "segment_thesis": Table(
+    Table(
+        "segment_thesis",
         "Segment without sky, the thesis' protocol (80/10/10, one split for all seeds)",
         "segment",
         "segment_ood",
@@ -331,7 +299,8 @@ TABLES = {
         needs="segment",
         common=THESIS,
     ),
-    "sensorless": Table(
+    Table(
+        "sensorless",
         "Sensorless Drive, classes 10 and 11 left out (60/20/20; 200 rows a class where only the subset is there)",
         "sensorless",
         "sensorless_ood",
@@ -372,7 +341,8 @@ TABLES = {
         ],
         needs="sensorless",
     ),
-    "sensorless_full": Table(
+    Table(
+        "sensorless_full",
         "Sensorless Drive, the published file, PostNet's protocol",
         "sensorless",
         "sensorless_ood",
@@ -388,82 +358,7 @@ TABLES = {
         ],
         needs="sensorless/Sensorless_drive_diagnosis.txt",
     ),
-}
-
-
-def train(table_name: str, row_number: int, seed: int, data_root: str, runs: str) -> dict[str, Any]:
-    """All numbers of one run, trained unless it is there already."""
-    import torch
-    from hydra import compose, initialize_config_dir
-
-    from uncertainty_est.cli import log_to_console
-    from uncertainty_est.launch import points_of
-    from uncertainty_est.run import run
-
-    torch.set_num_threads(1)
-    log_to_console(logging.WARNING)
-    folder = Path(runs) / table_name / str(row_number) / f"seed{seed}"
-    numbers = folder / "numbers.json"
-    if numbers.is_file():
-        return json.loads(numbers.read_text())
-    table = TABLES[table_name]
-    row = table.rows[row_number]
-    overrides = [text.format(id=table.dataset, ood=table.ood) for text in [*table.common, *row.overrides]]
-    command = [
-        f"dataset={table.dataset}",
-        "trainer=cpu",
-        "logger=none",
-        *overrides,
-        f"fixed.seed={seed}",
-        f"fixed.split_seed={seed if row.new_splits else 1}",
-        f"fixed.data_root={data_root}",
-        f"fixed.output_folder={folder}",
-        "fixed.trainer_config.enable_progress_bar=false",
-    ]
-    if row.starts_from is not None:
-        first = train(table_name, row.starts_from, seed, data_root, runs)
-        command.append(f"fixed.init_from={first['run_dir']}")
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        (fixed,) = points_of(compose("config", overrides=command), ROOT / "configs" / "source")
-    run_dir = run(**fixed)["run_dir"]
-    result = numbers_of(run_dir) | {"run_dir": run_dir}
-    numbers.write_text(json.dumps(result))
-    return result
-
-
-def numbers_of(run_dir: str) -> dict[str, float]:
-    """Every number of a finished run by the name of its column, in percent (Brier as published: times 100)."""
-    import numpy as np
-    from sklearn.metrics import average_precision_score
-
-    from uncertainty_est import checkpoints
-    from uncertainty_est.evaluation.scoring import score_run
-    from uncertainty_est.evaluation.tables import results_of
-    from uncertainty_est.run import build_data, run
-
-    loaded = checkpoints.load(Path(run_dir), run)
-    scored = score_run(loaded.method, build_data(loaded.fixed), loaded.fixed["test_ood_datasets"])
-    if scored.failed:
-        raise RuntimeError(f"{run_dir}: {scored.failed}")
-    results = results_of(scored, {}, seed=loaded.fixed["seed"])
-    numbers = dict(results["classification"])
-    for name, scores in results["ood"].items():
-        numbers |= {f"{name} / {score} / {m}": v for score, metrics in scores.items() for m, v in metrics.items()}
-    known = scored.id_data
-    assert known.probs is not None
-    onehot = np.eye(known.probs.shape[1])[known.labels]
-    numbers["Brier L2"] = float(100 * np.linalg.norm(known.probs - onehot, axis=1).mean())
-    right = known.probs.argmax(1) == known.labels
-    for column, score in (("alea", ALEA), ("epist", "log max alpha")):
-        if score in known.scores:
-            numbers[f"Confidence APR {column}"] = float(100 * average_precision_score(right, known.scores[score]))
-    return numbers
-
-
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    mean = sum(values) / len(values)
-    variance = sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)
-    return mean, math.sqrt(variance / len(values))
+]
 
 
 def markdown(table: Table, results: list[list[dict[str, float]]]) -> str:
@@ -494,47 +389,21 @@ def markdown(table: Table, results: list[list[dict[str, float]]]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", default=os.environ.get("DATA_ROOT", "../data"))
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--runs", default="runs/published")
-    parser.add_argument("--only", action="append", choices=list(TABLES), help="this table (repeatable)")
-    parser.add_argument("--output", type=Path, help="Markdown file (default: standard output)")
-    arguments = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    data_root = Path(arguments.data_root).resolve()
+    arguments = arguments_of(str(__doc__), TABLES, seeds=10, runs="runs/published")
+    results = results_of_tables(TABLES, arguments)
     texts = [f"Mean ± standard error over {arguments.seeds} seeds; percent; Brier as mean L2 norm times 100.\n"]
-    chosen = {name: TABLES[name] for name in arguments.only or TABLES}
-    with ProcessPoolExecutor(arguments.jobs) as pool:
-        pending = {}
-        for name, table in chosen.items():
-            if not (data_root / table.needs).exists():
-                continue
-            for number in range(len(table.rows)):
-                for seed in range(1, arguments.seeds + 1):
-                    task = pool.submit(train, name, number, seed, str(data_root), str(Path(arguments.runs).resolve()))
-                    pending[name, number, seed] = task
-        for name, table in chosen.items():
-            if (name, 0, 1) in pending:
-                results = [
-                    [pending[name, number, seed].result() for seed in range(1, arguments.seeds + 1)]
-                    for number in range(len(table.rows))
-                ]
-                texts.append(markdown(table, results))
-                sys.stderr.write(f"{name}: done\n")
-            else:
-                texts.append(f"## {table.title}\n\nNot run: {table.needs} is not in the data folder.\n")
+    for table in TABLES:
+        if table.name in results:
+            rows = results[table.name]
+            missing = f"## {table.title}\n\nNot run: {table.needs} is not in the data folder.\n"
+            texts.append(missing if rows is None else markdown(table, rows))
     body = "\n".join(texts)
     compared, outside = body.count("| ok |") + body.count("| ! |"), body.count("| ! |")
-    text = (
+    write(
         f"# Published figures beside ours\n\nOf {compared} compared numbers {outside} lie outside of two standard"
-        f" errors (marked with !); one in twenty does by chance.\n\n{body}\n{NOTES}"
+        f" errors (marked with !); one in twenty does by chance.\n\n{body}\n{NOTES}",
+        arguments.output,
     )
-    if arguments.output:
-        arguments.output.write_text(text)
-    else:
-        sys.stdout.write(text)
     return 0
 
 
