@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
-from uncertainty_est.losses.outlier import energy_hinge, uniform_cross_entropy
+from uncertainty_est.losses.outlier import CONFIDENCE_LOSSES, energy_hinge, max_log_prob, uniform_cross_entropy
 
 
 def tensor(*values: float) -> Tensor:
@@ -74,3 +74,21 @@ def test_descent_flattens_predictions() -> None:
     uniform_cross_entropy(logits).sum().backward()
     torch.testing.assert_close(logits.grad, logits.detach().softmax(-1) - 1 / 3)
     assert logits.grad[0, 0] > 0, "the largest logit falls"
+
+
+def test_the_logarithm_of_the_confidence() -> None:
+    logits = 5 * torch.randn(30, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(max_log_prob(logits), logits.softmax(-1).amax(-1).log())
+    torch.testing.assert_close(max_log_prob(torch.zeros(1, 5)), torch.tensor([-math.log(5)]))
+    assert max_log_prob(torch.tensor([[-1e5, 0.0, 1e5]])).item() == 0  # no overflow
+
+
+@pytest.mark.parametrize("kind", CONFIDENCE_LOSSES)
+def test_descent_flattens_the_logits_of_an_outlier(kind: str) -> None:
+    logits = torch.tensor([[1.0, 0.5, -1.0]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(CONFIDENCE_LOSSES[kind], logits)
+    before = CONFIDENCE_LOSSES[kind](logits)
+    before.sum().backward()
+    assert logits.grad is not None and logits.grad[0, 0] > 0
+    step = logits.detach() - 0.1 * logits.grad
+    assert step.softmax(-1).amax() < logits.softmax(-1).amax()

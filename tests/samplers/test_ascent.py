@@ -82,7 +82,8 @@ def test_flat_and_undefined_points_are_survived() -> None:
         assert torch.equal(ascend(objective, x0, unchanged, 3, 1.0, direction), x0)
 
 
-def test_it_works_under_no_grad_and_in_full_precision_under_autocast() -> None:
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_it_works_in_any_grad_mode_and_in_full_precision_under_autocast(mode: type) -> None:
     weight = torch.tensor([[1.0, 1e-4]], requires_grad=True)
     types = []
 
@@ -91,7 +92,7 @@ def test_it_works_under_no_grad_and_in_full_precision_under_autocast() -> None:
         types.append(value.dtype)
         return value
 
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with mode(), torch.autocast("cpu", torch.bfloat16):
         found = ascend(objective, torch.zeros(1, 2), unchanged, 2, 1.0)
     assert set(types) == {torch.float32} and not found.requires_grad and weight.grad is None
     torch.testing.assert_close(found, torch.tensor([[2.1, 2.1e-4]]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -43,3 +45,21 @@ def uniform_cross_entropy(logits: Tensor) -> Tensor:
         logits: ``[B, C]``.
     """
     return logits.logsumexp(-1) - logits.mean(-1)
+
+
+def max_log_prob(logits: Tensor) -> Tensor:
+    r"""Logarithm of the confidence, :math:`\max_c \ln \mathrm{softmax}_c f = \max_c f_c - \mathrm{lse} f`, ``[B]``.
+
+    It lies in :math:`[-\ln C, 0]`: least where all logits are equal.
+
+    References:
+        Hein et al., arXiv:1812.05720, Eq. 6.
+
+    Args:
+        logits: ``[B, C]``.
+    """
+    return logits.amax(-1) - logits.logsumexp(-1)
+
+
+# Losses of an outlier's logits that grow with confidence, ``[B, C] -> [B]``.
+CONFIDENCE_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {"max": max_log_prob, "uniform": uniform_cross_entropy}

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from uncertainty_est.samplers.sgld import value_and_gradient
+
 GROWTH, SHRINKAGE = 1.1, 0.5
 
 
@@ -63,22 +65,14 @@ def ascend(
         raise ValueError(f"steps must be at least 0 and step_size positive, got {steps} and {step_size}")
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be one of {', '.join(map(repr, DIRECTIONS))}, got '{direction}'")
-
-    def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
-        x = x.detach().requires_grad_()
-        with torch.enable_grad():
-            value = objective(x)
-            (gradient,) = torch.autograd.grad(value.sum(), x)
-        return value.detach(), gradient
-
     # Half precision cannot tell neighbouring points apart.
     with torch.no_grad(), torch.autocast(x0.device.type, enabled=False):
         x = project(x0)
-        value, gradient = evaluate(x)
+        value, gradient = value_and_gradient(objective, x)
         size = torch.full_like(value, step_size)
         for _ in range(steps):
             moved = project(x + _per_sample(size, x) * DIRECTIONS[direction](gradient))
-            value_there, gradient_there = evaluate(moved)
+            value_there, gradient_there = value_and_gradient(objective, moved)
             accept = value_there >= value
             x = torch.where(_per_sample(accept, x), moved, x)
             gradient = torch.where(_per_sample(accept, x), gradient_there, gradient)
