@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
-from uncertainty_est.errors import DataError, NotFittedError
+from uncertainty_est.densities.fitted import Fitted
+from uncertainty_est.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class GaussianStatistics:
         self.count, self.mean, self.scatter = merged.count, merged.mean, merged.scatter
 
 
-class ClassGaussians(nn.Module):
+class ClassGaussians(Fitted):
     r"""One Gaussian with a full covariance per class, :math:`\mathcal N(z; \mu_c, \Sigma_c + \epsilon I)`.
 
     :math:`\Sigma_c = S_c / (n_c - 1)`, and :math:`\epsilon` is the first of `min_jitter` and those of 1e-20,
@@ -148,7 +148,6 @@ class ClassGaussians(nn.Module):
     scale_tril: Tensor
     log_prior: Tensor
     jitter: Tensor
-    fitted: Tensor
 
     def __init__(self, num_classes: int, dim: int, min_jitter: float = 0.0) -> None:
         super().__init__()
@@ -159,7 +158,6 @@ class ClassGaussians(nn.Module):
         self.register_buffer("scale_tril", torch.zeros(num_classes, dim, dim, dtype=torch.float64))
         self.register_buffer("log_prior", torch.zeros(num_classes, dtype=torch.float64))
         self.register_buffer("jitter", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("fitted", torch.tensor(False))
 
     @torch.no_grad()
     def fit(self, statistics: GaussianStatistics) -> None:
@@ -195,8 +193,7 @@ class ClassGaussians(nn.Module):
             NotFittedError: before :meth:`fit`.
             ValueError: features of another shape.
         """
-        if not self.fitted:
-            raise NotFittedError("the class Gaussians are not fitted: call fit or load a fitted checkpoint")
+        self.require_fit()
         dim = self.mean.shape[1]
         if z.ndim != 2 or z.shape[1] != dim:
             raise ValueError(f"z must be [B, {dim}], got {list(z.shape)}")
@@ -215,14 +212,6 @@ class ClassGaussians(nn.Module):
             whitened = torch.linalg.solve_triangular(scale_tril, centred.mT, upper=False)
             distances.append(whitened.square().sum(-2))
         return torch.cat(distances).T
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassGaussians:
-        # Every cast and move of a module comes through here: follow the move, refuse the cast.
-        def move(buffer: Tensor) -> Tensor:
-            moved = fn(buffer)
-            return moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
-
-        return super()._apply(move, recurse)
 
 
 def _cholesky(covariance: Tensor, min_jitter: float) -> tuple[Tensor, float]:

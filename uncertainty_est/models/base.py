@@ -54,7 +54,8 @@ class Method(pl.LightningModule, ABC):
     """Base of all methods.
 
     A method implements :meth:`loss` and :meth:`_predict`; one that is fitted after training also sets
-    ``posthoc_split`` and implements :meth:`fit_posthoc`.
+    ``posthoc_split`` and implements :meth:`fit_posthoc`. One that trains on from densities that are fitted first names
+    them in ``prefitted`` and implements :meth:`fit_before` and :meth:`prefit_settings`.
 
     Args:
         optimizer: called with the parameters (a ``_partial_`` node of the configuration). Only training needs it.
@@ -65,6 +66,8 @@ class Method(pl.LightningModule, ABC):
     """Trains on ``batch["ood"]``, so that ``fixed.ood_dataset`` must be given."""
     posthoc_split: ClassVar[Literal["train", "val"] | None] = None
     """The split that :meth:`fit_posthoc` reads after training, if any."""
+    prefitted: tuple[str, ...] = ()
+    """Submodules that :meth:`fit_before` fits, each a :class:`~uncertainty_est.densities.fitted.Fitted`."""
     can_sample: bool = False
     """Is a generative model that :meth:`sample` draws from."""
     learns_density: ClassVar[bool] = False
@@ -96,6 +99,25 @@ class Method(pl.LightningModule, ABC):
         Args:
             loader: yields ``(x [B, *data_shape], y [B])``; under DDP, this rank's share only.
         """
+
+    def fit_before(  # noqa: B027 (a hook, not abstract)
+        self,
+        id_loader: Iterable[tuple[Tensor, Tensor]],
+        ood_loader: Iterable[tuple[Tensor, Tensor]] | None,
+    ) -> None:
+        """Fit the submodules named in :attr:`prefitted` before training, on its device and by draws of one's own only.
+
+        The result is kept in a file for later runs on the same data with the same :meth:`prefit_settings`.
+
+        Args:
+            id_loader: yields ``(x [B, *data_shape], y [B])`` of the training split, all of it on every process, in
+                order and without augmentation.
+            ood_loader: likewise of the outliers' training split; ``None`` without outliers.
+        """
+
+    def prefit_settings(self) -> dict[str, Any]:
+        """What decides the outcome of :meth:`fit_before` beside the data: plain values by name."""
+        return {}
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw ``[n, *data_shape]`` in the network's input space; only where :attr:`can_sample`.
@@ -201,6 +223,10 @@ class Method(pl.LightningModule, ABC):
         """:meth:`predict` of the inputs of ``(x, y)``."""
         return self.predict(batch[0])
 
+    def parameter_groups(self) -> Any:
+        """What the optimizer is called with: all parameters, or groups with options of their own."""
+        return self.parameters()
+
     def configure_optimizers(self) -> Any:
         """The configured optimizer, and scheduler if any.
 
@@ -209,7 +235,7 @@ class Method(pl.LightningModule, ABC):
         """
         if self._make_optimizer is None:
             raise ConfigError("fixed.model_config.optimizer: training needs an optimizer")
-        optimizer = self._make_optimizer(self.parameters())
+        optimizer = self._make_optimizer(self.parameter_groups())
         if self._make_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
