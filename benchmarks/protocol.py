@@ -44,7 +44,7 @@ class Table:
     ood: str
     columns: list[str]
     rows: list[Row]
-    needs: str  # file below the data root
+    needs: str | None = None  # file below the data root
     common: list[str] = field(default_factory=list)
 
 
@@ -149,7 +149,7 @@ def results_of_tables(
             if arguments.only and table.name not in arguments.only:
                 continue
             results[table.name] = None
-            if (arguments.data_root / table.needs).exists():
+            if table.needs is None or (arguments.data_root / table.needs).exists():
                 pending[table.name] = [
                     [
                         pool.submit(train, table, number, seed, data_root, runs)
