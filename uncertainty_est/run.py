@@ -197,7 +197,14 @@ def build_method(fixed: Mapping[str, Any]) -> Method:
             f"fixed.ood_dataset: {type(method).__name__} trains on outliers; name a data set,"
             f" for example fixed.ood_dataset=uniform_noise"
         )
-    if method.posthoc_split and (fixed.get("checkpoint_config") or {}).get("monitor") == "val/ood":
+    if method.needs_val_ood and not as_names(fixed.get("val_ood_datasets")):
+        raise ConfigError(
+            f"fixed.val_ood_datasets: {type(method).__name__} chooses settings by how well they tell data from"
+            f" outliers; name sets that are not tested on, for example [uniform_noise], or give single values in"
+            f" fixed.model_config"
+        )
+    finished_later = method.posthoc_split is not None or method.needs_val_ood
+    if finished_later and (fixed.get("checkpoint_config") or {}).get("monitor") == "val/ood":
         raise ConfigError(
             f"fixed.checkpoint_config.monitor: {type(method).__name__} is fitted after training, so there is no"
             f" val/ood to select by while it trains; choose val/acc or val/loss"
@@ -289,7 +296,7 @@ def build_trainer(fixed: Mapping[str, Any], method: Method, run_dir: Path, watch
     """The trainer, watched by `watch`, logging into `run_dir`."""
     callbacks: list[pl.Callback] = [watch]
     # A method that is fitted after training has no scores to validate before.
-    if fixed["val_ood_datasets"] and method.posthoc_split is None:
+    if fixed["val_ood_datasets"] and method.posthoc_split is None and not method.needs_val_ood:
         callbacks.append(OODValidation())
     if fixed["logger"] and (method.learns_density or method.can_sample):
         callbacks.append(Pictures())
@@ -323,12 +330,17 @@ def restore_best(trainer: pl.Trainer, method: Method) -> bool:
 
 
 def fit_posthoc(trainer: pl.Trainer, method: Method, data: OODDataModule) -> None:
-    """Fit what is fitted after training, every rank on its share of the split, without shuffling or augmentation."""
-    if method.posthoc_split is None:
-        return
+    """Fit what is fitted after training, every rank on its share of the split, without shuffling or augmentation.
+
+    What is chosen on outliers then is chosen by every rank on the whole of the validation sets.
+    """
     device = trainer.strategy.root_device
-    method.to(device)
-    loader = data.plain_loader(
-        method.posthoc_split, device=device, rank=trainer.global_rank, world_size=trainer.world_size
-    )
-    method.fit_posthoc(loader)
+    if method.posthoc_split is not None:
+        method.to(device)
+        loader = data.plain_loader(
+            method.posthoc_split, device=device, rank=trainer.global_rank, world_size=trainer.world_size
+        )
+        method.fit_posthoc(loader)
+    if method.needs_val_ood:
+        method.to(device)
+        method.tune(data.plain_loader("val", device=device), data.ood_loaders("val", device=device))

@@ -55,7 +55,8 @@ class Method(pl.LightningModule, ABC):
 
     A method implements :meth:`loss` and :meth:`_predict`; one that is fitted after training also sets
     ``posthoc_split`` and implements :meth:`fit_posthoc`. One that trains on from densities that are fitted first names
-    them in ``prefitted`` and implements :meth:`fit_before` and :meth:`prefit_settings`.
+    them in ``prefitted`` and implements :meth:`fit_before` and :meth:`prefit_settings`. One that, last of all,
+    chooses settings by how well they tell data from outliers sets ``needs_val_ood`` and implements :meth:`tune`.
 
     Args:
         optimizer: called with the parameters (a ``_partial_`` node of the configuration). Only training needs it.
@@ -66,6 +67,8 @@ class Method(pl.LightningModule, ABC):
     """Trains on ``batch["ood"]``, so that ``fixed.ood_dataset`` must be given."""
     posthoc_split: ClassVar[Literal["train", "val"] | None] = None
     """The split that :meth:`fit_posthoc` reads after training, if any."""
+    needs_val_ood: bool = False
+    """Chooses settings in :meth:`tune`, so that ``fixed.val_ood_datasets`` must be given."""
     prefitted: tuple[str, ...] = ()
     """Submodules that :meth:`fit_before` fits, each a :class:`~uncertainty_est.densities.fitted.Fitted`."""
     can_sample: bool = False
@@ -118,6 +121,17 @@ class Method(pl.LightningModule, ABC):
     def prefit_settings(self) -> dict[str, Any]:
         """What decides the outcome of :meth:`fit_before` beside the data: plain values by name."""
         return {}
+
+    def tune(  # noqa: B027 (a hook, not abstract)
+        self, loader: Iterable[tuple[Tensor, Tensor]], ood_loaders: Mapping[str, Iterable[tuple[Tensor, Tensor]]]
+    ) -> None:
+        """Choose settings after training and :meth:`fit_posthoc`, into registered buffers; where :attr:`needs_val_ood`.
+
+        Args:
+            loader: ``(x [B, *data_shape], y [B])`` of the in-distribution validation split, without augmentation.
+            ood_loaders: the same of every set of ``fixed.val_ood_datasets``, by name. Under DDP every rank gets the
+                whole of all sets, so that all choose the same.
+        """
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw ``[n, *data_shape]`` in the network's input space; only where :attr:`can_sample`.

@@ -1,0 +1,71 @@
+"""Settings of a score that are chosen on validation sets: by how well it tells data from outliers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from uncertainty_est.metrics.ood import auroc, rank_scores, sorted_scores
+
+Loader = Iterable[tuple[Tensor, Tensor]]
+# As many inputs of each set are enough to choose by.
+MAX_ITEMS = 1000
+
+
+def candidates(values: float | Sequence[float] | None, published: Sequence[float]) -> list[float]:
+    """What is chosen from: a single number, a list, or without either the paper's list."""
+    if values is None:
+        return list(published)
+    return [float(value) for value in (values if isinstance(values, Sequence) else [values])]
+
+
+def collect(score: Callable[[Tensor], Tensor], loader: Loader, max_items: int = MAX_ITEMS) -> Tensor:
+    """``score(x)`` of the first inputs, at most `max_items`, on the CPU.
+
+    Args:
+        score: ``[B, *data_shape] -> [B, ...]``.
+        loader: yields ``(x, y)``.
+        max_items: how many inputs at most.
+    """
+    parts, left = [], max_items
+    for x, _ in loader:
+        parts.append(score(x[:left]))
+        left -= len(parts[-1])
+        if left <= 0:
+            break
+    return torch.cat(parts).cpu()
+
+
+def mean_auroc(known: Tensor, unknown: Mapping[str, Tensor]) -> Tensor:
+    """AUROC of every setting, averaged over the sets of outliers, ``[S]`` float64.
+
+    Args:
+        known: scores of data, ``[N, S]``, higher = more in-distribution.
+        unknown: scores of each set of outliers, ``[M, S]``.
+    """
+    columns = [sorted_scores(column, "known") for column in known.T.numpy()]
+    values = [
+        [
+            auroc(rank_scores(ascending, sorted_scores(column, name)))
+            for ascending, column in zip(columns, scores.T.numpy(), strict=True)
+        ]
+        for name, scores in unknown.items()
+    ]
+    return torch.tensor(values, dtype=torch.float64).mean(0)
+
+
+def ascending_step(x: Tensor, gradient: Tensor, epsilon: float | Tensor, std: Tensor) -> Tensor:
+    r"""Inputs moved to raise a score by the signs of its gradient, :math:`x + \epsilon\, \mathrm{sign}(\nabla) / s`.
+
+    References:
+        Liang et al., arXiv:1706.02690, Eq. 2. Lee et al., arXiv:1807.03888, Eq. 3.
+
+    Args:
+        x: network inputs, ``[B, *data_shape]``.
+        gradient: of the score of each input in it, likewise.
+        epsilon: in raw units, of pixels in [0, 1].
+        std: s, the standard deviation that the transform divides raw units by, a scalar or ``[C, 1, 1]``.
+    """
+    return x + epsilon * gradient.sign() / std
