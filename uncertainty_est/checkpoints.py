@@ -56,8 +56,13 @@ def save_splits(run_dir: Path, splits: Mapping[str, np.ndarray]) -> None:
 
 def save_weights(run_dir: Path, method: Method) -> None:
     """Write weights and buffers of a method, with the name of its class."""
-    content = {"class": _class_name(method), "state_dict": method.state_dict()}
-    write_atomically(run_dir / CHECKPOINT_FILE, lambda path: torch.save(content, path))
+    save_state(run_dir / CHECKPOINT_FILE, method, method.state_dict())
+
+
+def save_state(path: Path, method: Method, state: Mapping[str, torch.Tensor]) -> None:
+    """Write `state`, all of a method's or a part, with the name of its class."""
+    content = {"class": _class_name(method), "state_dict": dict(state)}
+    write_atomically(path, lambda temporary: torch.save(content, temporary))
 
 
 def find_runs(root: Path) -> list[Path]:
@@ -114,9 +119,25 @@ def read_weights(run_dir: Path, expected_class: str | None = None) -> dict[str, 
         DataError: the file is truncated, no checkpoint, or of another class than `expected_class`.
     """
     path = run_dir / CHECKPOINT_FILE
+    saved_class, state = read_state(path, remedy="train the run again")
+    if expected_class is not None and saved_class != expected_class:
+        raise DataError(f"{path} holds a {saved_class}, but {CONFIG_FILE} beside it describes a {expected_class}")
+    return state
+
+
+def read_state(path: Path, remedy: str) -> tuple[str, dict[str, torch.Tensor]]:
+    """The name of the class and the state that :func:`save_state` wrote.
+
+    Args:
+        path: the file.
+        remedy: what to do about a damaged file, for the message.
+
+    Raises:
+        DataError: the file is truncated or no checkpoint.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        saved_class, state = content["class"], content["state_dict"]
+        return content["class"], content["state_dict"]
     except (
         OSError,
         EOFError,
@@ -127,11 +148,8 @@ def read_weights(run_dir: Path, expected_class: str | None = None) -> dict[str, 
         TypeError,
     ) as error:
         raise DataError(
-            f"{path} is truncated or no checkpoint of this project ({_first_line(error)}); train the run again"
+            f"{path} is truncated or no checkpoint of this project ({_first_line(error)}); {remedy}"
         ) from error
-    if expected_class is not None and saved_class != expected_class:
-        raise DataError(f"{path} holds a {saved_class}, but {CONFIG_FILE} beside it describes a {expected_class}")
-    return state
 
 
 def load(path: Path, schema: Callable[..., Any]) -> Run:

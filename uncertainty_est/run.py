@@ -22,6 +22,7 @@ from uncertainty_est.evaluation.scoring import score_run
 from uncertainty_est.evaluation.tables import results_of
 from uncertainty_est.files import make_folder, make_new_folder, write_json
 from uncertainty_est.models.base import Method
+from uncertainty_est.prefit import prefit
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def run(
     logger: Mapping[str, Any] | None = None,
     on_divergence: str = "stop",
 ) -> dict[str, Any]:
-    """Build, train, fit what is fitted after training, save and score one method.
+    """Build, fit what is fitted before training, train, fit what is fitted after it, save and score one method.
 
     This signature is the schema of ``fixed``.
 
@@ -227,8 +228,11 @@ def new_run_dir(fixed: Mapping[str, Any]) -> Path:
     return run_dir
 
 
-def check_trainer(node: Mapping[str, Any]) -> None:
+def check_trainer(node: Mapping[str, Any]) -> torch.device:
     """Ask Lightning and the device whether they can do what the trainer's node wants, before anything is made.
+
+    Returns:
+        The device of this process.
 
     Raises:
         ConfigError: no such device, a combination that Lightning refuses, or bf16 on a GPU that has none.
@@ -241,6 +245,7 @@ def check_trainer(node: Mapping[str, Any]) -> None:
     wants_bf16 = str(node.get("precision", "")).startswith("bf16")
     if wants_bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise ConfigError("trainer_config.precision: this GPU has no bf16; choose trainer=gpu (32-bit)")
+    return trainer.strategy.root_device
 
 
 def train(
@@ -258,6 +263,7 @@ def train(
     for restarts in count():
         watch = FiniteLoss(keep_weights=fixed["on_divergence"] == "keep")
         trainer = build_trainer(fixed, method, run_dir / f"restart{restarts}" if restarts else run_dir, watch)
+        prefit(method, data, Path(fixed["output_folder"]), trainer.strategy.root_device)
         try:
             trainer.fit(method, datamodule=data)
         except TrainingError as error:

@@ -110,6 +110,18 @@ class OODDataModule(pl.LightningDataModule):
             world_size=world_size,
         )
 
+    def plain_outlier_loader(self, split: SplitName, *, device: torch.device | str = "cpu") -> TensorLoader | None:
+        """Like :meth:`plain_loader`, of the outliers that the method trains on; ``None`` where there are none."""
+        if self.ood_source is None:
+            return None
+        self._id_split("train")  # the transform is fitted
+        return TensorLoader(
+            self._ood_split(self.ood_source, split),
+            self.eval_batch_size,
+            transform=self._transform_of(self.ood_source),
+            device=device,
+        )
+
     def id_test_loader(self, *, device: torch.device | str = "cpu") -> TensorLoader:
         """Batches ``(x, y)`` of the in-distribution test split."""
         return self.plain_loader("test", device=device)

@@ -13,7 +13,7 @@ _HALVINGS = 66  # of [0, 1e4]: what is left is below float64's resolution of rad
 
 
 class RatioBound:
-    r"""Upper bound in balls of the ratio :math:`p(x \mid \text{in}) / (\lambda\, p(x \mid \text{out}))` of two densities.
+    r"""Upper bound, in balls, of the ratio :math:`p(x \mid \text{in}) / (\lambda\, p(x \mid \text{out}))` of densities.
 
     .. math:: \ln b(R) = \operatorname{lse}_k \bigl[ \text{in}_k(\max(d_k - R, 0)) \bigr]
         - \operatorname{lse}_l \bigl[ \text{out}_l(\delta_l + R) \bigr] - \ln \lambda

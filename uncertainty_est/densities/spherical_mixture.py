@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 WEIGHTS = ("uniform", "learned")
 VARIANCES = ("pooled", "each")
 _ROWS = 8192  # of data in double precision at a time
-_KMEANS_ROWS = 20_000
+_KMEANS_ROWS = 10_000  # at least so many, where there are so many, and less than twice as many
 _KMEANS_STEPS = 20
-_EM_STEPS = 25
-_EM_TOLERANCE = 1e-6  # nats per dimension: a smaller gain ends the fit
+_EM_STEPS = 15
+_EM_TOLERANCE = 1e-4  # nats per dimension: a smaller gain ends the fit
 
 
 class SphericalMixture(Fitted):
@@ -98,7 +98,7 @@ class SphericalMixture(Fitted):
 
     @torch.no_grad()
     def fit(self, z: Tensor, seed: int = 0) -> None:
-        """k-means (of at most 20,000 items), then expectation maximisation until it gains no more, 25 steps at most.
+        """k-means of less than 20,000 items, then at most 15 steps of expectation maximisation over all of them.
 
         Draws from no generator but its own: the same data and seed give the same mixture.
 
@@ -136,7 +136,7 @@ class SphericalMixture(Fitted):
             Scalar that no variance should fall below: the data's own, divided by N.
         """
         # Evenly spread over the data, whatever their order.
-        some = z[:: -(-len(z) // _KMEANS_ROWS)] if len(z) // _KMEANS_ROWS >= self.num_components else z
+        some = z[:: max(1, len(z) // max(_KMEANS_ROWS, self.num_components))]
         kmeans = KMeans(self.num_components, n_init=1, max_iter=_KMEANS_STEPS, random_state=seed)
         with warnings.catch_warnings():
             # Data of fewer distinct points than components: some components coincide, and that is their maximum.
