@@ -167,9 +167,7 @@ class ClassGaussians(Fitted):
             DataError: a class has fewer than 2 samples.
             ValueError: statistics of another shape, or covariances that no jitter makes positive definite.
         """
-        shape, got = list(self.mean.shape), list(statistics.mean.shape)
-        if got != shape:
-            raise ValueError(f"statistics must be of shape [C, D] = {shape}, got {got}")
+        _require_shape(statistics, self.mean)
         for c, n in enumerate(statistics.count.tolist()):
             if n < 2:
                 raise DataError(
@@ -212,6 +210,77 @@ class ClassGaussians(Fitted):
             whitened = torch.linalg.solve_triangular(scale_tril, centred.mT, upper=False)
             distances.append(whitened.square().sum(-2))
         return torch.cat(distances).T
+
+
+class TiedGaussians(Fitted):
+    r"""Gaussians of all classes with one covariance, :math:`\mathcal N(z; \mu_c, \Sigma + \epsilon I)`.
+
+    :math:`\Sigma = \tfrac1n \sum_c S_c`, the empirical covariance of features about the means of their classes;
+    :math:`\epsilon` as in :class:`ClassGaussians`. The state is float64 whatever cast reaches the module.
+
+    References:
+        Lee et al., arXiv:1807.03888, Eq. 1.
+
+    Args:
+        num_classes: C.
+        dim: D, dimension of the features.
+        min_jitter: smallest jitter to use.
+
+    Raises:
+        ValueError: `min_jitter` is negative or not finite.
+    """
+
+    mean: Tensor
+    scale_tril: Tensor
+
+    def __init__(self, num_classes: int, dim: int, min_jitter: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= min_jitter < math.inf:
+            raise ValueError(f"min_jitter must be finite and at least 0, got {min_jitter}")
+        self.min_jitter = min_jitter
+        self.register_buffer("mean", torch.zeros(num_classes, dim, dtype=torch.float64))
+        self.register_buffer("scale_tril", torch.zeros(dim, dim, dtype=torch.float64))
+
+    @torch.no_grad()
+    def fit(self, statistics: GaussianStatistics) -> None:
+        """Set means and covariance from `statistics`; nothing changes if that fails.
+
+        Raises:
+            DataError: a class has no sample.
+            ValueError: statistics of another shape, or a covariance that no jitter makes positive definite.
+        """
+        _require_shape(statistics, self.mean)
+        if not statistics.count.all():
+            absent = int((statistics.count == 0).nonzero()[0])
+            raise DataError(
+                f"class {absent} has no training sample, and so no mean: add samples of the class or leave the"
+                f" class out of the data set"
+            )
+        covariance = statistics.scatter.to(self.mean).sum(0, keepdim=True) / statistics.count.sum()
+        scale_tril, jitter = _cholesky(covariance, self.min_jitter)
+        log.info("jitter of the tied covariance: %g", jitter)
+        self.mean.copy_(statistics.mean)
+        self.scale_tril.copy_(scale_tril[0])
+        self.fitted.fill_(True)
+
+    def squared_distances(self, z: Tensor) -> Tensor:
+        r""":math:`(z - \mu_c)^\top \Sigma^{-1} (z - \mu_c)`, ``[B, C]`` float64, differentiable in ``z: [B, D]``.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+        """
+        self.require_fit()
+        rows = torch.cat([z.double(), self.mean])
+        white = torch.linalg.solve_triangular(self.scale_tril, rows.T, upper=False).T
+        # Differences, not products: |z|^2 - 2 z m + |m|^2 loses digits far from the means.
+        exact = "donot_use_mm_for_euclid_dist"
+        return torch.cdist(white[: len(z)], white[len(z) :], compute_mode=exact).square()
+
+
+def _require_shape(statistics: GaussianStatistics, mean: Tensor) -> None:
+    shape, got = list(mean.shape), list(statistics.mean.shape)
+    if got != shape:
+        raise ValueError(f"statistics must be of shape [C, D] = {shape}, got {got}")
 
 
 def _cholesky(covariance: Tensor, min_jitter: float) -> tuple[Tensor, float]:

@@ -13,7 +13,8 @@ from uncertainty_est.errors import ConfigError
 class Network(nn.Module, ABC):
     r"""Base of all networks: logits :math:`f(x) = W\,\phi(x) + b` with features :math:`\phi`.
 
-    A subclass sets :attr:`head` and implements :meth:`features`. Its constructor takes at least
+    A subclass sets :attr:`head` and implements :meth:`features`; with more than one stage it also says in
+    :meth:`after_stages` where they end. Its constructor takes at least
     ``data_shape``, ``num_classes``, ``layers``, ``mod`` and ``dropout``, so that a method can set these on
     any network.
 
@@ -31,6 +32,25 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def features(self, x: Tensor) -> Tensor:
         """Features ``[B, feature_dim]``, the input of the head, of ``x: [B, *data_shape]``."""
+
+    def after_stages(self) -> Sequence[nn.Module]:
+        """Modules whose inputs are what the stages before the last one put out, in the order in which they run."""
+        return []
+
+    def stage_features(self, x: Tensor) -> list[Tensor]:
+        """Features of every stage, each ``[B, D_s]``: means of its maps over the image, and :meth:`features` last."""
+        maps: list[Tensor] = []
+
+        def keep(_: nn.Module, inputs: tuple[Tensor]) -> None:
+            maps.append(inputs[0])
+
+        hooks = [module.register_forward_pre_hook(keep) for module in self.after_stages()]
+        try:
+            last = self.features(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [*[m.flatten(2).mean(-1) if m.ndim > 2 else m for m in maps], last]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[B, num_classes]`` of ``x: [B, *data_shape]``."""

@@ -81,6 +81,9 @@ class FC(Network):
             width = hidden
         self.head = nn.Linear(width, num_classes)
 
+    def after_stages(self) -> Sequence[nn.Module]:
+        return list(self.blocks)[1:]
+
     def features(self, x: Tensor) -> Tensor:
         """Last hidden layer ``[B, hidden_dims[-1]]`` of ``x: [B, *data_shape]``."""
         h = self.stem(x.flatten(1))

@@ -60,6 +60,10 @@ class LeNet(Network):
         )
         self.head = nn.Linear(84, num_classes)
 
+    def after_stages(self) -> Sequence[nn.Module]:
+        # The maps before each pooling and the first hidden layer; the second one is the features.
+        return [m for m in self.body if isinstance(m, nn.MaxPool2d | nn.Dropout)][:-1]
+
     def features(self, x: Tensor) -> Tensor:
         """Last hidden layer ``[B, 84]`` of ``x: [B, channels, height, width]``."""
         return self.body(x)

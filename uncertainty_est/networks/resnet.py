@@ -58,6 +58,7 @@ class ResNet(Network):
             make_activation("relu", mod=mod),
         )
         self.blocks = nn.Sequential()
+        self._first_blocks = [sum(counts[:stage]) for stage in range(len(counts))]
         c = 64
         for stage, count in enumerate(counts):
             for i in range(count):
@@ -66,6 +67,9 @@ class ResNet(Network):
                 self.blocks.append(block)
                 c, size = block.out_channels, strided(size, stride)
         self.head = nn.Linear(c, num_classes)
+
+    def after_stages(self) -> Sequence[nn.Module]:
+        return [self.blocks[first] for first in self._first_blocks[1:]]
 
     def features(self, x: Tensor) -> Tensor:
         """Pooled features, ``[B, 512]`` or ``[B, 2048]``, of ``x: [B, channels, height, width]``."""

@@ -57,6 +57,9 @@ class VGG16(Network):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(c, num_classes)
 
+    def after_stages(self) -> Sequence[nn.Module]:
+        return [m for m in self.body if isinstance(m, nn.MaxPool2d)][:-1]
+
     def features(self, x: Tensor) -> Tensor:
         """Pooled features ``[B, 512]`` of ``x: [B, channels, height, width]``."""
         return self.dropout(self.body(x).mean((2, 3)))

@@ -80,6 +80,10 @@ class WideResNet(Network):
         self.act = parts.act()
         self.head = nn.Linear(c, num_classes)
 
+    def after_stages(self) -> Sequence[nn.Module]:
+        blocks = len(self.blocks) // 3
+        return [self.blocks[blocks], self.blocks[2 * blocks]]
+
     def features(self, x: Tensor) -> Tensor:
         """Pooled features ``[B, 64 * widen_factor]`` of ``x: [B, channels, height, width]``."""
         return self.act(self.norm(self.blocks(self.stem(x)))).mean((2, 3))
