@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from uncertainty_est.cli import log_to_console, one_sentence_errors
@@ -50,7 +51,59 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
     p.add_argument("--batch-size", type=positive, help="inputs per batch (default: the run's eval_batch_size)")
     p.add_argument("--no-plots", action="store_true", help="draw no figures")
+    add_certificates(p.add_argument_group("certificates", "of methods that bound their own confidence: CCU"))
+    add_attack(p.add_argument_group("attack", "on the class probabilities of every run, in balls around noise"))
     return p
+
+
+def add_certificates(group: argparse._ArgumentGroup) -> None:
+    """Options of ``cert-<name>.csv``."""
+    group.add_argument("--certify", action="store_true", help="write cert-<name>.csv: bounds and certified radii")
+    group.add_argument(
+        "--certify-points",
+        type=positive,
+        default=200,
+        metavar="N",
+        help="inputs of uniform noise and of every OOD set (default: 200)",
+    )
+    group.add_argument(
+        "--certify-radius",
+        type=distance,
+        action="append",
+        default=[],
+        metavar="R",
+        help="tell the bounds at this radius, in the method's metric (repeatable; default: 0 and 1)",
+    )
+
+
+def add_attack(group: argparse._ArgumentGroup) -> None:
+    """Options of ``attack-<name>.csv``."""
+    group.add_argument(
+        "--attack", action="store_true", help="write attack-<name>.csv: the most confident inputs near noise"
+    )
+    balls = group.add_mutually_exclusive_group()
+    balls.add_argument(
+        "--attack-balls",
+        type=Path,
+        metavar="RUN",
+        help="CCU run whose certified balls are attacked (default: the first one evaluated on the same data)",
+    )
+    balls.add_argument(
+        "--attack-radius", type=distance, metavar="R", help="attack Euclidean balls in the network's input space"
+    )
+    group.add_argument("--attack-seeds", metavar="D", help="OOD set of the balls' centers (default: uniform noise)")
+    for name, default, what in (("points", 200, "balls"), ("steps", 500, "ascent steps"), ("restarts", 50, "restarts")):
+        group.add_argument(
+            f"--attack-{name}", type=positive, default=default, metavar="N", help=f"{what} (default: {default})"
+        )
+
+
+def distance(text: str) -> float:
+    """A number that is not negative."""
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
+    return number
 
 
 def positive(text: str) -> int:

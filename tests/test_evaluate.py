@@ -69,7 +69,8 @@ def test_tables_have_the_originals_columns_then_the_entries_then_ours(out: Path)
     assert set(ood["Model Type"]) == {"CEBaseline", "DDU"}
     assert ood.loc[ood["Run"] == "ce", "min_jitter"].isna().all()
     metrics = set(ood["Metric"])
-    assert metrics == {"AUROC", "AUPR-IN", "AUPR-OUT", "FPR95", "Detection error", "KL from uniform"}
+    of_confidence = {"KL from uniform", "MMC", "Confident share"}
+    assert metrics == {"AUROC", "AUPR-IN", "AUPR-OUT", "FPR95", "Detection error"} | of_confidence
     assert (ood["CI low"] <= ood["Value"]).all()
     assert (ood["Value"] <= ood["CI high"]).all()
     assert not ood[["Value", "CI low", "CI high", "n_id", "n_ood"]].isna().any().any()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from uncertainty_est import checkpoints
 from uncertainty_est.config import as_dict, inline_sources
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.errors import ConfigError
+from uncertainty_est.evaluation.adversarial import AttackOptions
+from uncertainty_est.evaluation.certify import CertifyOptions
 from uncertainty_est.evaluation.report import Options, Report, evaluate_runs
 from uncertainty_est.files import make_folder
 from uncertainty_est.run import build_data, check_ood_sets, run
@@ -38,6 +40,16 @@ class Request:
     device: str = "auto"
     batch_size: int | None = None
     no_plots: bool = False
+    certify: bool = False
+    certify_points: int = 200
+    certify_radius: Sequence[float] = ()
+    attack: bool = False
+    attack_balls: Path | None = None
+    attack_radius: float | None = None
+    attack_seeds: str | None = None
+    attack_points: int = 200
+    attack_steps: int = 500
+    attack_restarts: int = 50
 
 
 def evaluate(request: Request) -> Report:
@@ -59,6 +71,8 @@ def evaluate(request: Request) -> Report:
         batch_size=request.batch_size,
         device=device_of(request.device),
         figures=not request.no_plots,
+        certify=_certify_options(request) if request.certify else None,
+        attack=_attack_options(request) if request.attack else None,
     )
 
     def data_of(fixed: Mapping[str, Any]) -> OODDataModule:
@@ -111,6 +125,22 @@ def summary(report: Report) -> str:
     lines += [f"table    {file}" for file in tables]
     lines += [f"figures  {folder}/" for folder in figures]
     return "\n".join(lines)
+
+
+def _certify_options(request: Request) -> CertifyOptions:
+    options = CertifyOptions(points=request.certify_points)
+    return replace(options, radii=sorted(set(request.certify_radius))) if request.certify_radius else options
+
+
+def _attack_options(request: Request) -> AttackOptions:
+    return AttackOptions(
+        balls=checkpoints.run_folder(request.attack_balls) if request.attack_balls else None,
+        radius=request.attack_radius,
+        seeds=request.attack_seeds,
+        points=request.attack_points,
+        steps=request.attack_steps,
+        restarts=request.attack_restarts,
+    )
 
 
 def _folders(request: Request) -> dict[str, Path]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from uncertainty_est import checkpoints
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.errors import USER_ERRORS, ConfigError, DataError, did_you_mean
 from uncertainty_est.evaluation import plots
+from uncertainty_est.evaluation.adversarial import Arena, AttackOptions
 from uncertainty_est.evaluation.aggregate import RunTables, aggregate
+from uncertainty_est.evaluation.certify import CertifyOptions, certify_run
 from uncertainty_est.evaluation.plane import score_plane
 from uncertainty_est.evaluation.samples import sample_figure
 from uncertainty_est.evaluation.scoring import ScoredRun, save_scores, score_run
@@ -43,6 +46,8 @@ class Options:
         batch_size: in place of the run's ``eval_batch_size``.
         device: where to score.
         figures: draw them.
+        certify: write ``cert-<name>.csv`` for the runs whose methods have certificates.
+        attack: write ``attack-<name>.csv`` for the runs whose methods have classes.
     """
 
     output_folder: Path
@@ -56,6 +61,8 @@ class Options:
     batch_size: int | None = None
     device: str = "cpu"
     figures: bool = True
+    certify: CertifyOptions | None = None
+    attack: AttackOptions | None = None
 
 
 @dataclass
@@ -66,11 +73,15 @@ class Report:
         runs: tables of the runs that were scored.
         failed: rows ``Run, OOD dataset, Error`` of what was not.
         files: tables and figures written, in order.
+        certificates: tables of what was certified.
+        attacks: tables of what was attacked.
     """
 
     runs: list[RunTables] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
+    certificates: list[pd.DataFrame] = field(default_factory=list)
+    attacks: list[pd.DataFrame] = field(default_factory=list)
 
     @property
     def ood(self) -> pd.DataFrame:
@@ -102,20 +113,42 @@ def evaluate_runs(folders: Mapping[str, Path], options: Options, load_run: LoadR
     """
     check_entries(list(folders.values()), options.config_entries)
     report = Report()
+
+    def load(folder: Path) -> tuple[checkpoints.Run, OODDataModule]:
+        run = load_run(folder)
+        return run, build_data(_asked_for(run.fixed, options))
+
+    arena = Arena(folders, load, options.attack, options.device) if options.attack else None
     for name, folder in folders.items():
         log.info("scoring %s", name)
-        try:
-            run = load_run(folder)
-            data = build_data(_asked_for(run.fixed, options))
+        with _failure_listed(report, name):
+            run, data = load(folder)
             scored = score(run, data, options)
-            _add(report, name, run, scored, options)
+            info = _info(name, run, options)
+            _add(report, info, run, scored, options)
+            if options.certify is not None:
+                with _failure_listed(report, name):
+                    certificates = certify_run(
+                        info, run.method, data, scored, options.certify, options.device, options.max_batches
+                    )
+                    report.certificates.append(certificates)
+            if arena is not None:
+                with _failure_listed(report, name):
+                    report.attacks.append(arena.attack_run(info, run, data, scored))
             if options.figures:
                 draw(report, name, run, data, scored, options)
-        except Exception as error:  # noqa: BLE001 (one run's failure, of any kind, must not cost the others' results)
-            log.error("%s failed: %s", name, error, exc_info=not isinstance(error, USER_ERRORS))
-            report.failed.append({"Run": name, "OOD dataset": "", "Error": _sentence(error)})
         write_tables(report, options)
     return report
+
+
+@contextmanager
+def _failure_listed(report: Report, name: str) -> Iterator[None]:
+    """One run's failure, of any kind, must not cost the others' results, nor its own that are there."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 (see above)
+        log.error("%s failed: %s", name, error, exc_info=not isinstance(error, USER_ERRORS))
+        report.failed.append({"Run": name, "OOD dataset": "", "Error": _sentence(error)})
 
 
 def score(run: checkpoints.Run, data: OODDataModule, options: Options) -> ScoredRun:
@@ -157,6 +190,10 @@ def write_tables(report: Report, options: Options) -> None:
     tables = {f"ood-{name}.csv": report.ood}
     if options.classification:
         tables[f"clf-{name}.csv"] = report.clf
+    if options.certify is not None:
+        tables[f"cert-{name}.csv"] = _concat(report.certificates)
+    if options.attack is not None:
+        tables[f"attack-{name}.csv"] = _concat(report.attacks)
     failed = out / f"failed-{name}.csv"
     if report.failed:
         tables[failed.name] = pd.DataFrame(report.failed)
@@ -207,10 +244,11 @@ def _ood_names(fixed: Mapping[str, Any], options: Options) -> list[str]:
 
 def _asked_for(fixed: Mapping[str, Any], options: Options) -> dict[str, Any]:
     """A run's configuration with the data sets and the batch size that were asked for."""
-    stand_in = [options.id_dataset] if options.id_dataset else []
+    others = [options.id_dataset, options.attack.seeds if options.attack else None]
+    names = [*_ood_names(fixed, options), *(name for name in others if name)]
     return {
         **fixed,
-        "test_ood_datasets": [*_ood_names(fixed, options), *stand_in],
+        "test_ood_datasets": list(dict.fromkeys(names)),
         "eval_batch_size": options.batch_size or fixed["eval_batch_size"],
     }
 
@@ -219,9 +257,9 @@ def _slug(name: str) -> str:
     return name.replace("/", "__")
 
 
-def _add(report: Report, name: str, run: checkpoints.Run, scored: ScoredRun, options: Options) -> None:
+def _info(name: str, run: checkpoints.Run, options: Options) -> RunInfo:
     fixed = run.fixed
-    info = RunInfo(
+    return RunInfo(
         model=run.path.name,
         model_type=type(run.method).__name__,
         config=fixed["model"],
@@ -230,14 +268,17 @@ def _add(report: Report, name: str, run: checkpoints.Run, scored: ScoredRun, opt
         run=name,
         entries={entry.rsplit(".", 1)[-1]: _lookup(fixed, entry) for entry in options.config_entries},
     )
-    groups = fixed.get("ood_groups") or {}
+
+
+def _add(report: Report, info: RunInfo, run: checkpoints.Run, scored: ScoredRun, options: Options) -> None:
+    groups = run.fixed.get("ood_groups") or {}
     ood = ood_table(info, scored, groups, calibration=options.ood_calibration)
-    report.runs.append(RunTables(fixed, ood, clf_table(info, scored)))
+    report.runs.append(RunTables(run.fixed, ood, clf_table(info, scored)))
     for ood_name, sentence in scored.failed.items():
-        report.failed.append({"Run": name, "OOD dataset": ood_name, "Error": sentence})
+        report.failed.append({"Run": info.run, "OOD dataset": ood_name, "Error": sentence})
     scores_folder = options.output_folder / f"scores-{options.name}"
     scores_folder.mkdir(exist_ok=True)
-    save_scores(scores_folder / f"{_slug(name)}.npz", scored)
+    save_scores(scores_folder / f"{_slug(info.run)}.npz", scored)
 
 
 def check_splits(run: checkpoints.Run, data: OODDataModule) -> None:

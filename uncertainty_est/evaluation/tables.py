@@ -16,6 +16,10 @@ from uncertainty_est.metrics.ood import ood_metrics
 
 # NLL and the divergence are in nats; every other number is a share and shown in percent.
 _IN_NATS = ("NLL", "KL from uniform")
+# Score of the rows that are about confidence itself, whatever scores a method has.
+CONFIDENCE = "max p(y|x)"
+# An input is predicted with confidence where a class gets more than this.
+_CONFIDENT = 0.95
 # Stands in the column of scores where a row is the mean of a quantity, which has a unit of its own.
 _QUANTITY = "Mean"
 
@@ -70,6 +74,8 @@ def ood_table(
 ) -> pd.DataFrame:
     """One row for each OOD set (and group mean), score and metric, with its 95 % confidence interval.
 
+    A method with classes also has the mean confidence ``MMC`` on each OOD set and the share of confident predictions.
+
     Columns: the original's seven, the config entries, then ``CI low``, ``CI high`` (same unit as ``Value``),
     ``Headline`` (the method's first score), ``Group`` (of an OOD set; ``mean`` for a group's own rows), ``n_id``,
     ``n_ood``, ``Config``, ``Seed``, ``Run``.
@@ -105,13 +111,34 @@ def ood_table(
                 rows.append(info.row(middle, ours(name, low, high, headline=i == 0)))
     for name, data in scored.ood.items():
         means = [(_QUANTITY, metric, values) for metric, values in data.quantities.items()]
+        if data.probs is not None:
+            means += [(CONFIDENCE, metric, values) for metric, values in confidences(data.probs).items()]
         if calibration and data.probs is not None:
             means.append(("OOD Calibration", "KL from uniform", uniform_divergence(data.probs)))
         for score, metric, values in means:
             mean, half = _mean_and_half_width(values)
+            low, high = mean - half, mean + half
+            if score == CONFIDENCE:
+                low, high = max(low, 0.0), min(high, 100.0)
             middle = {"OOD dataset": name, "Score": score, "Metric": metric, "Value": mean}
-            rows.append(info.row(middle, ours(name, mean - half, mean + half, headline=False)))
+            rows.append(info.row(middle, ours(name, low, high, headline=False)))
     return pd.DataFrame(rows)
+
+
+def confidences(probs: np.ndarray) -> dict[str, np.ndarray]:
+    """``MMC`` (maximum probability) and ``Confident share`` (whether it exceeds 0.95), ``[N]`` in percent.
+
+    The tables tell their means, which are low where a method knows that it does not know. The share is no ``FPR95``,
+    whose threshold is where 95 % of the ID set are accepted.
+
+    References:
+        Meinke and Hein, arXiv:1909.12180, section 5.
+
+    Args:
+        probs: ``[N, C]``.
+    """
+    largest = probs.max(axis=1)
+    return {"MMC": 100 * largest, "Confident share": 100.0 * (largest > _CONFIDENT)}
 
 
 def clf_table(info: RunInfo, scored: ScoredRun) -> pd.DataFrame:
