@@ -125,7 +125,7 @@ def test_a_method_without_gradients_is_listed_as_a_failure(
     outputs = CEBaseline.outputs
     monkeypatch.setattr(CEBaseline, "outputs", lambda self, x: {k: v.detach() for k, v in outputs(self, x).items()})
     report = report_of(runs / "ce", tmp_path, attack_radius=0.5, **QUICK)
-    assert "probabilities of CEBaseline are no differentiable function" in report.failed[0]["Error"]
+    assert "probabilities of CEBaseline pass no gradient back" in report.failed[0]["Error"]
     assert len(report.ood)
     assert pd.read_csv(tmp_path / "failed-out.csv")["Run"].tolist() == ["ce"]
 

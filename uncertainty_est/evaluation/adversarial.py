@@ -120,8 +120,7 @@ class Arena:
             scored: its answers.
 
         Raises:
-            ConfigError: there are no balls on these data, or the method's probabilities are no differentiable function
-                of the input.
+            ConfigError: there are no balls on these data, or the method's probabilities pass no gradient to the input.
         """
         if scored.id_data.probs is None:
             log.info("%s: %s has no class probabilities to attack", info.run, info.model_type)

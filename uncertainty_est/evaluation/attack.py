@@ -161,7 +161,7 @@ def log_confidence_of(method: Method, before: Callable[[Tensor], Tensor] = lambd
         before: applied to x, from the space that is searched to the network's inputs.
 
     Raises:
-        ConfigError: by the function, for a method whose probabilities are no differentiable function of the input.
+        ConfigError: by the function, for a method whose probabilities pass no gradient back to the input.
     """
 
     def log_confidence(x: Tensor) -> Tensor:
@@ -171,8 +171,8 @@ def log_confidence_of(method: Method, before: Callable[[Tensor], Tensor] = lambd
         assert probs is not None
         if differentiable and not probs.requires_grad:
             raise ConfigError(
-                f"--attack: class probabilities of {type(method).__name__} are no differentiable function of its input,"
-                " so that there is no gradient to follow; leave this run out of the attack"
+                f"--attack: the class probabilities of {type(method).__name__} pass no gradient back to its input, so that"
+                " there is nothing to follow; leave this run out"
             )
         # A probability of 0 has no logarithm, but the greatest of C is at least 1/C.
         return probs.amax(-1).log()
