@@ -21,6 +21,9 @@ from uncertainty_est.evaluation.report import Options, Report, evaluate_runs
 from uncertainty_est.files import make_folder
 from uncertainty_est.run import build_data, check_ood_sets, run
 
+_CERTIFIED = "Certified balls: no class gets more than 1.1 / C in them (percent; radii in the run's own metric)"
+_ATTACKED = "Confidence on noise, before and after an attack in the same balls for all runs, percent"
+
 
 @dataclass(frozen=True)
 class Request:
@@ -119,6 +122,17 @@ def summary(report: Report) -> str:
     elif len(report.clf):
         accuracy_rows: pd.DataFrame = report.clf[report.clf["Metric"] == "Accuracy"]
         lines += [accuracy_rows[["Run", "Metric", "Value"]].to_string(index=False), ""]
+    for title, parts, metrics in (
+        (_CERTIFIED, report.certificates, ("Certified fraction", "Certified radius (median)", "Guaranteed AUROC")),
+        (_ATTACKED, report.attacks, ("MMC", "Success rate", "AUROC")),
+    ):
+        rows = pd.concat(parts) if parts else pd.DataFrame(columns=["Metric"])
+        rows = rows[rows["Metric"].isin(metrics)]
+        if "Radius" in rows:
+            rows = rows[rows["Radius"].isna()]
+        if len(rows):
+            numbers = rows.pivot_table(index=["Run", "OOD dataset"], columns="Metric", values="Value", sort=False)
+            lines += [title, numbers[list(metrics)].to_string(float_format=lambda v: f"{v:.2f}"), ""]
     lines += [f"not scored: {row['Run']} {row['OOD dataset']}: {row['Error']}" for row in report.failed]
     tables = [file for file in report.files if file.suffix in (".csv", ".json")]
     figures = sorted({file.parent for file in report.files if file.suffix == ".png"})

@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 import torch
 
+import evaluate as evaluate_script
 from tests.conftest import CONFIGS, Trained, compose_points
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.errors import ConfigError
-from uncertainty_est.evaluate import Request, evaluate
+from uncertainty_est.evaluate import Request, evaluate, summary
 from uncertainty_est.evaluation.adversarial import AttackOptions, make_balls
 from uncertainty_est.evaluation.report import Report
 from uncertainty_est.models.ce_baseline import CEBaseline
@@ -139,6 +140,20 @@ def test_a_method_without_classes_is_left_out(
     assert report.failed == []
     assert not any(len(table) for table in report.attacks)
     assert "has no class probabilities to attack" in caplog.text
+
+
+def test_the_summary_shows_certificates_and_attacks(runs: Path, tmp_path: Path) -> None:
+    text = summary(report_of(runs, tmp_path, certify=True, certify_points=10, **QUICK))
+    assert "Certified balls: no class gets more than 1.1 / C" in text
+    row = next(line for line in text.splitlines() if "uniform noise, attacked" in line)
+    assert len(row.split()) >= 3 + 3
+
+
+@pytest.mark.parametrize("words", [["--attack-radius", "-1"], ["--attack-radius", "1", "--attack-balls", "run"]])
+def test_options_that_make_no_sense_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        evaluate_script.parser().parse_args(["--output-folder", "out", "--attack", *words])
+    assert "--attack-radius" in capsys.readouterr().err
 
 
 def digits(*overrides: str) -> OODDataModule:

@@ -130,10 +130,12 @@ def attack(
         seed: of the restarts' beginnings.
     """
     device = region.seeds.device
-    found, best = region.seeds.clone(), torch.full_like(region.radius, -torch.inf)
-    for seeds in torch.arange(len(region), device=device).split(max_rows):
+    found = region.seeds.clone()
+    best = torch.cat([log_confidence(part).detach() for part in found.split(max_rows)]).double()
+    movable = (region.radius > 0).nonzero().squeeze(1)
+    for start in range(0, len(movable), max_rows):
+        seeds = movable[start : start + max_rows]
         part = region.take(seeds)
-        best[seeds] = log_confidence(part.seeds).detach().double()
         for numbers in torch.arange(restarts).split(max(1, max_rows // len(seeds))):
             rows = part.take(torch.arange(len(seeds), device=device).repeat(len(numbers)))
             # Drawn on the CPU, for all seeds at once: the same on every device and for any number of rows.
@@ -171,8 +173,8 @@ def log_confidence_of(method: Method, before: Callable[[Tensor], Tensor] = lambd
         assert probs is not None
         if differentiable and not probs.requires_grad:
             raise ConfigError(
-                f"--attack: the class probabilities of {type(method).__name__} pass no gradient back to its input, so that"
-                " there is nothing to follow; leave this run out"
+                f"--attack: the class probabilities of {type(method).__name__} pass no gradient back to its input, so"
+                " that there is nothing to follow; leave this run out"
             )
         # A probability of 0 has no logarithm, but the greatest of C is at least 1/C.
         return probs.amax(-1).log()
