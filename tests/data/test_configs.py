@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from tests.conftest import compose_points, real_data
 from uncertainty_est.data.source import SPLIT_NAMES, Source, Split
@@ -19,12 +19,18 @@ FILES = sorted((Path(__file__).resolve().parents[2] / "configs" / "source").glob
 SHAPES = ([2], [13], [18], [30], [48], [1, 8, 8])
 
 
+def node(file: Path, shape: list[int], root: Path, split_seed: int = 1) -> DictConfig:
+    """The file in a composition with the digits as its in-distribution set, which some sets are made of."""
+    digits = OmegaConf.load(file.with_stem("digits"))
+    fixed = {"data_shape": shape, "data_root": str(root), "split_seed": split_seed, "dataset": "digits"}
+    return OmegaConf.create({"fixed": {**fixed, "sources": {"digits": digits}}, "node": OmegaConf.load(file)}).node
+
+
 def build(file: Path, root: Path, split_seed: int = 1) -> Source:
     """The source at the first of `SHAPES` that it can make."""
     for shape in SHAPES:
-        fixed = {"data_shape": shape, "data_root": str(root), "split_seed": split_seed}
-        config = OmegaConf.create({"fixed": fixed, "node": OmegaConf.load(file)})
-        source = instantiate(config.node)  # with OmegaConf's own lists, as Hydra hands them over by default
+        # With OmegaConf's own lists, as Hydra hands them over by default.
+        source = instantiate(node(file, shape, root, split_seed))
         try:
             source.prepare()
             source.split("test")
@@ -126,7 +132,5 @@ def test_other_splits_by_override(dataset: str, more: list[str], sizes: list[int
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_shape_that_cannot_be_made_is_refused(file: Path, published: Callable[[], Path]) -> None:
-    fixed = {"data_shape": [2, 3], "data_root": str(published()), "split_seed": 1}
-    config = OmegaConf.create({"fixed": fixed, "node": OmegaConf.load(file)})
     with pytest.raises(DataError, match=r"shape|\(2, 3\)"):
-        instantiate(config.node).split("test")
+        instantiate(node(file, [2, 3], published())).split("test")

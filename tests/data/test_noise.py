@@ -9,10 +9,19 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
 
 from uncertainty_est.data.source import SPLIT_NAMES, Source
 from uncertainty_est.data.sources.image import Digits
-from uncertainty_est.data.sources.noise import Constant, GaussianNoise, UniformNoise, Unscaled
+from uncertainty_est.data.sources.noise import (
+    Constant,
+    GaussianNoise,
+    SmoothedNoise,
+    UniformNoise,
+    Unscaled,
+    gaussian_blur,
+)
 from uncertainty_est.data.sources.tabular import BundledTable
 from uncertainty_est.errors import DataError
 
@@ -105,3 +114,39 @@ def test_what_cannot_be_made_is_refused() -> None:
 def test_the_same_prefix_comes_first_in_a_longer_set() -> None:
     few, many = (GaussianNoise([3, 4, 4], n=n).split("val").x for n in (10, 20))
     assert np.array_equal(few, many[:10])
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 28, 20), (2, 3, 40)])
+def test_the_blur_is_scipys_for_every_image_at_once(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    x, sigma = rng.random((12, *shape)), rng.uniform(1, 2.5, 12)
+    expected = np.stack([gaussian_filter(image, (0, s, s)) for image, s in zip(x, sigma, strict=True)])
+    np.testing.assert_allclose(gaussian_blur(x, sigma), expected, atol=1e-12)
+
+
+def test_smoothed_noise_has_smooth_blotches_of_the_images_pixels() -> None:
+    digits = Digits(shape=[1, 8, 8])
+    source = SmoothedNoise(digits, n=1500)
+    splits = {name: source.split(name) for name in SPLIT_NAMES}
+    for a, b in combinations(splits.values(), 2):
+        assert not torch.equal(a.x, b.x) and not set(a.indices.tolist()) & set(b.indices.tolist())
+    split = splits["test"]
+    assert source.space == "raw" and split.x.shape == (1500, 1, 8, 8) and split.x.dtype == torch.uint8
+    assert (split.y == -1).all() and torch.equal(split.x, SmoothedNoise(digits, n=1500).split("test").x)
+    assert not torch.equal(split.x, SmoothedNoise(digits, n=1500, split_seed=2).split("test").x)
+
+    def roughness(images: Tensor) -> float:
+        """Mean difference of neighbours over the standard deviation of pixels."""
+        u = images.double()
+        return (u.diff(dim=-1).abs().mean() / u.std()).item()
+
+    assert roughness(split.x) < 0.5 * roughness(UniformNoise([1, 8, 8], n=1500).split("test").x)
+    assert split.x.double().flatten(1).std(1).median() > 10  # the contrast is there
+
+
+def test_smoothed_noise_permutes_all_channels_alike() -> None:
+    """Of images whose channels are equal, the noise's are equal; what has no pixels to permute is refused."""
+    x = SmoothedNoise(Digits(shape=[3, 8, 8]), n=50).split("train").x
+    assert torch.equal(x[:, 0], x[:, 1]) and torch.equal(x[:, 0], x[:, 2])
+    with pytest.raises(DataError, match="smoothed_noise holds images"):
+        SmoothedNoise(BundledTable("wine", shape=[13])).prepare()

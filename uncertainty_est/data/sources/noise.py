@@ -10,11 +10,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch import Tensor
 
 from uncertainty_est.data.source import SPLIT_NAMES, Source, Split, SplitName
 from uncertainty_est.data.sources.shapes import check_image_shape
 from uncertainty_est.errors import DataError
+
+# Images that are blurred at once.
+_CHUNK = 1024
 
 
 class NoiseSource(Source):
@@ -106,6 +110,71 @@ class Constant(NoiseSource):
         value = rng.integers(0, 256, self.n, dtype=np.uint8) if self._is_image else rng.uniform(-5, 5, self.n)
         item_axes = tuple(range(1, len(self.shape) + 1))
         return np.broadcast_to(np.expand_dims(value, item_axes), (self.n, *self.shape)).copy()
+
+
+class SmoothedNoise(NoiseSource):
+    r"""Images with the pixels of a set's training images, and blotches instead of what they show.
+
+    The pixels of an image drawn from the training split are permuted (alike in all channels), blurred by a Gaussian of
+    :math:`\sigma \sim U(1, 2.5)` pixels with reflected borders, and their contrast is raised:
+    :math:`\mathrm{sigmoid}(\gamma (u - \tfrac12))`, :math:`\gamma \sim U(5, 30)`, of u in [0, 1].
+
+    Args:
+        source: the set of images, most often the in-distribution one.
+        split_seed: with the split it determines the items.
+        n: number of items in each split.
+
+    References:
+        Hein et al., arXiv:1812.05720, Section 5 (the noise of CEDA and ACET). Meinke and Hein, arXiv:1909.12180.
+    """
+
+    def __init__(self, source: Source, split_seed: int = 1, n: int = 10_000) -> None:
+        super().__init__(name="smoothed_noise", shape=source.shape, split_seed=split_seed, n=n)
+        self.source = source
+
+    def prepare(self) -> None:
+        check_image_shape(self.shape, self.name)
+        self.source.prepare()
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        images = self.source.split("train").x.flatten(2).numpy()
+        chosen = rng.integers(len(images), size=self.n)
+        order = rng.permuted(np.broadcast_to(np.arange(images.shape[2]), (self.n, images.shape[2])), axis=1)
+        sigma, gamma = rng.uniform(1, 2.5, self.n), rng.uniform(5, 30, self.n)
+        items = np.empty((self.n, *self.shape), np.uint8)
+        for start in range(0, self.n, _CHUNK):
+            part = slice(start, start + _CHUNK)
+            pixels = np.take_along_axis(images[chosen[part]], order[part, None], axis=2)
+            u = gaussian_blur(pixels.reshape(-1, *self.shape) / 255, sigma[part])
+            items[part] = np.rint(255 * expit(gamma[part, None, None, None] * (u - 0.5)))
+        return items
+
+
+def gaussian_blur(x: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """Images ``[N, C, H, W]``, each blurred by a Gaussian of its own.
+
+    The Gaussian is cut at 4 standard deviations; beyond its border an image is continued by its reflection, in which
+    the last pixel occurs again.
+
+    Args:
+        x: floating.
+        sigma: standard deviations in pixels, ``[N]``.
+    """
+    rows, columns = (_blur_matrix(size, sigma) for size in x.shape[-2:])
+    return rows[:, None] @ x @ columns[:, None].swapaxes(-1, -2)
+
+
+def _blur_matrix(size: int, sigma: np.ndarray) -> np.ndarray:
+    """``[N, size, size]``: each row holds the weights that the pixels of a line have in one of the blurred line."""
+    reach = np.floor(4 * sigma + 0.5)[:, None]
+    offset = np.arange(-int(reach.max()), int(reach.max()) + 1)
+    weight = np.where(np.abs(offset) <= reach, np.exp(-0.5 * (offset / sigma[:, None]) ** 2), 0)
+    weight /= weight.sum(1, keepdims=True)
+    # Reflections have the period 2 * size: 0 … size - 1, size - 1 … 0.
+    position = (np.arange(size)[:, None] + offset) % (2 * size)
+    position = np.minimum(position, 2 * size - 1 - position)
+    lands = position[..., None] == np.arange(size)  # [row, offset, column]
+    return np.tensordot(weight, lands.astype(weight.dtype), axes=(1, 1))
 
 
 class Unscaled(Source):
