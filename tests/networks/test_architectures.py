@@ -46,6 +46,7 @@ def count(network: nn.Module) -> int:
         (lambda: ResNet(CIFAR, 10, 50), 23_520_842, 2048),
         (lambda: VGG16(CIFAR, 10), 14_728_266, 512),
         (lambda: LeNet([1, 28, 28], 10), 61_706, 84),
+        (lambda: LeNet([1, 28, 28], 10, [32, 64], [1024], pad_second=True), 3_274_634, 1024),
         (lambda: FC([18], 7), 19 * 100 + 4 * 101 * 100 + 101 * 7, 100),
         (lambda: FC([2], 2, [128] * 4, residual=True), 3 * 128 + 4 * 129 * 128 + 129 * 2, 128),
     ],
@@ -191,6 +192,19 @@ def test_lenet_adapts_to_the_image(size: tuple[int, int], maps: tuple[int, int])
     network = LeNet([1, *size], 10)
     assert network(torch.randn(2, 1, *size)).shape == (2, 10)
     assert [m.in_features for m in network.modules() if isinstance(m, nn.Linear)][0] == 16 * math.prod(maps)
+
+
+@pytest.mark.parametrize(("size", "maps"), [((28, 28), (7, 7)), ((8, 8), (2, 2)), ((4, 13), (1, 3))])
+def test_a_wide_lenet_keeps_the_border_and_takes_small_images(size: tuple[int, int], maps: tuple[int, int]) -> None:
+    network = LeNet([1, *size], 10, channels=[32, 64], hidden_dims=[20], pad_second=True)
+    assert network(torch.randn(2, 1, *size)).shape == (2, 10)
+    assert [m.in_features for m in network.modules() if isinstance(m, nn.Linear)][0] == 64 * math.prod(maps)
+
+
+@pytest.mark.parametrize("widths", [{"channels": [6]}, {"hidden_dims": []}])
+def test_lenet_has_two_convolutions_and_a_hidden_layer(widths: dict[str, list[int]]) -> None:
+    with pytest.raises(ValueError, match="channels must be two numbers and hidden_dims at least one"):
+        LeNet([1, 28, 28], 10, **widths)  # type: ignore[arg-type]
 
 
 def test_lenet_features_are_rectified() -> None:
