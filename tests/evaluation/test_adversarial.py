@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -82,6 +83,21 @@ def test_only_runs_with_certificates_are_certified(out: Path) -> None:
     for name in ("uniform noise", "between"):
         assert value[name, "Certified confidence", 0.5] < value[name, "Certified confidence", 2.0]
         assert value[name, "Guaranteed AUROC", 0.5] > value[name, "Guaranteed AUROC", 2.0]
+
+
+def test_the_tables_can_be_made_again_from_what_is_saved(out: Path) -> None:
+    with np.load(out / "scores-out" / "certified.certified.npz") as saved:
+        cert = pd.read_csv(out / "cert-out.csv")
+        rows = cert[(cert["OOD dataset"] == "between") & (cert["Metric"] == "Certified confidence")]
+        assert rows.set_index("Radius")["Value"][0.5] == pytest.approx(100 * saved["between/bound:0.5"].mean())
+    for run in ("ce", "certified"):
+        with np.load(out / "scores-out" / f"{run}.attacked.npz") as saved:
+            table = pd.read_csv(out / "attack-out.csv")
+            rows = table[(table["Run"] == run) & (table["Metric"] == "MMC")].set_index("OOD dataset")["Value"]
+            assert rows["uniform noise, attacked"] == pytest.approx(100 * saved["confidence:attacked"].mean())
+            assert saved["attacked"].shape == saved["seeds"].shape == (40, 2)
+            assert (saved["radius"] > 0).any()
+    assert not (out / "scores-out" / "ce.certified.npz").exists()
 
 
 def test_the_ood_table_has_mean_confidence_and_the_confident_share(out: Path, trained: Get) -> None:

@@ -110,8 +110,13 @@ class Arena:
         self._load = load
         self._balls: dict[tuple[Any, ...], Balls | None] = {}
 
-    def attack_run(self, info: RunInfo, run: Run, data: OODDataModule, scored: ScoredRun) -> pd.DataFrame:
-        """:func:`attack_table` of a run; empty, and told in the log, for a method without classes.
+    def attack_run(
+        self, info: RunInfo, run: Run, data: OODDataModule, scored: ScoredRun
+    ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+        """:func:`attack_table` of a run, and its arrays: seeds and attacked points, their confidences, and the radii.
+
+        Both empty, and that is told in the log, for a method without classes. Points ``[N, *data_shape]`` are in the
+        input space of the run that the balls come from.
 
         Args:
             info: of the run.
@@ -124,7 +129,7 @@ class Arena:
         """
         if scored.id_data.probs is None:
             log.info("%s: %s has no class probabilities to attack", info.run, info.model_type)
-            return pd.DataFrame()
+            return pd.DataFrame(), {}
         balls = self.balls(run.fixed)
         region, into, max_rows = balls.region, balls.into(data), data.eval_batch_size
         method = run.method.to(self.device)
@@ -143,8 +148,15 @@ class Arena:
             return torch.cat([p for p in probs if p is not None]).double().amax(-1).cpu().numpy()
 
         own = balls.folder is not None and balls.folder.resolve() == run.path.resolve()
-        bound = balls.bound if own else None
-        return attack_table(info, scored.id_data, balls, confidence(region.seeds), confidence(found.x), bound)
+        before, after = confidence(region.seeds), confidence(found.x)
+        arrays = {
+            "seeds": region.seeds.cpu().numpy(),
+            "radius": region.radius.cpu().numpy(),
+            "attacked": found.x.cpu().numpy(),
+            "confidence:seeds": before,
+            "confidence:attacked": after,
+        }
+        return attack_table(info, scored.id_data, balls, before, after, balls.bound if own else None), arrays
 
     def balls(self, fixed: Mapping[str, Any]) -> Balls:
         """The balls of a run's data set: of the run that the options name, or else of the first that can give some.

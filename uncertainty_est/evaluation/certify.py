@@ -72,6 +72,10 @@ class Certificate:
     bound: FloatArray
     bounds: Mapping[float, FloatArray]
 
+    def arrays(self) -> dict[str, FloatArray]:
+        """All of it, by name."""
+        return {"radius": self.radius, "bound": self.bound} | {f"bound:{r:g}": b for r, b in self.bounds.items()}
+
 
 def certify(method: Certified, x: Tensor, radii: Sequence[float], max_rows: int = 512) -> Certificate:
     """Radii and bounds of ``x: [N, *data_shape]``, which may lie anywhere.
@@ -102,10 +106,11 @@ def certify_run(
     options: CertifyOptions,
     device: torch.device | str = "cpu",
     max_batches: int | None = None,
-) -> pd.DataFrame:
-    """:func:`certificate_table` of uniform noise and of random inputs of every OOD set that was scored.
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """:func:`certificate_table` of uniform noise and of random inputs of every OOD set that was scored, and its arrays.
 
-    Empty, and told in the log, for a method without certificates.
+    Both empty, and that is told in the log, for a method without certificates. Keys of the arrays, each ``[N]``, are
+    ``<data set>/radius``, ``<data set>/bound`` and ``<data set>/bound:<radius>``.
 
     Args:
         info: of the run.
@@ -119,13 +124,14 @@ def certify_run(
     probs = scored.id_data.probs
     if not isinstance(method, Certified) or probs is None:
         log.info("%s: %s has no certificates", info.run, info.model_type)
-        return pd.DataFrame()
+        return pd.DataFrame(), {}
     sets = {points.UNIFORM: points.uniform_noise(data, options.points).to(device)}
     for name in scored.ood:
         batches = islice(data.ood_loader(name, "test", device=device), max_batches)
         sets[name] = points.some_inputs(batches, options.points)
     certificates = {name: certify(method, x, options.radii, data.eval_batch_size) for name, x in sets.items()}
-    return certificate_table(info, probs.max(axis=1), certificates)
+    arrays = {f"{name}/{key}": values for name, found in certificates.items() for key, values in found.arrays().items()}
+    return certificate_table(info, probs.max(axis=1), certificates), arrays
 
 
 def certificate_table(

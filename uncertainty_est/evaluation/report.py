@@ -25,7 +25,7 @@ from uncertainty_est.evaluation.plane import score_plane
 from uncertainty_est.evaluation.samples import sample_figure
 from uncertainty_est.evaluation.scoring import ScoredRun, save_scores, score_run
 from uncertainty_est.evaluation.tables import RunInfo, clf_table, ood_table
-from uncertainty_est.files import write_atomically, write_json
+from uncertainty_est.files import write_atomically, write_json, write_npz
 
 log = logging.getLogger(__name__)
 
@@ -128,13 +128,16 @@ def evaluate_runs(folders: Mapping[str, Path], options: Options, load_run: LoadR
             _add(report, info, run, scored, options)
             if options.certify is not None:
                 with _failure_listed(report, name):
-                    certificates = certify_run(
+                    table, arrays = certify_run(
                         info, run.method, data, scored, options.certify, options.device, options.max_batches
                     )
-                    report.certificates.append(certificates)
+                    report.certificates.append(table)
+                    _save_arrays(options, f"{_slug(name)}.certified.npz", arrays)
             if arena is not None:
                 with _failure_listed(report, name):
-                    report.attacks.append(arena.attack_run(info, run, data, scored))
+                    table, arrays = arena.attack_run(info, run, data, scored)
+                    report.attacks.append(table)
+                    _save_arrays(options, f"{_slug(name)}.attacked.npz", arrays)
             if options.figures:
                 draw(report, name, run, data, scored, options)
         write_tables(report, options)
@@ -276,9 +279,18 @@ def _add(report: Report, info: RunInfo, run: checkpoints.Run, scored: ScoredRun,
     report.runs.append(RunTables(run.fixed, ood, clf_table(info, scored)))
     for ood_name, sentence in scored.failed.items():
         report.failed.append({"Run": info.run, "OOD dataset": ood_name, "Error": sentence})
-    scores_folder = options.output_folder / f"scores-{options.name}"
-    scores_folder.mkdir(exist_ok=True)
-    save_scores(scores_folder / f"{_slug(info.run)}.npz", scored)
+    save_scores(_scores_folder(options) / f"{_slug(info.run)}.npz", scored)
+
+
+def _scores_folder(options: Options) -> Path:
+    folder = options.output_folder / f"scores-{options.name}"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _save_arrays(options: Options, file: str, arrays: Mapping[str, np.ndarray]) -> None:
+    if arrays:
+        write_npz(_scores_folder(options) / file, arrays)
 
 
 def check_splits(run: checkpoints.Run, data: OODDataModule) -> None:
