@@ -1,4 +1,4 @@
-"""Densities fitted before training: once for the same data and settings, again if their file is damaged, by a command."""
+"""Densities fitted before training: once for the same data and settings, again from a damaged file, by a command."""
 
 from __future__ import annotations
 

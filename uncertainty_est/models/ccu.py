@@ -204,7 +204,7 @@ class CCU(CEBaseline):
         return self._bound(x)(radius.to(x.device))
 
     def confidence_bound(self, x: Tensor, radius: Tensor) -> Tensor:
-        """Largest probability that any class can have within `radius` of x, ``[B]`` float64 in [1/C, 1]; see above."""
+        """Largest probability that any class can have in the balls of :meth:`log_ratio_bound`, ``[B]`` in [1/C, 1]."""
         return confidence_bound(self.log_ratio_bound(x, radius), self.num_classes)
 
     def certified_radius(self, x: Tensor, factor: float = 1.1) -> Tensor:
