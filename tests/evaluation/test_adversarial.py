@@ -152,10 +152,12 @@ def test_a_method_without_classes_is_left_out(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("uncertainty_est"), "propagate", True)
     with caplog.at_level(logging.INFO, "uncertainty_est"):
-        report = report_of(trained("fc_autoencoder").run.path, tmp_path, attack_radius=0.5, **QUICK)
+        report = report_of(trained("fc_autoencoder").run.path, tmp_path, certify=True, attack_radius=0.5, **QUICK)
     assert report.failed == []
-    assert not any(len(table) for table in report.attacks)
+    assert len(report.attack) == len(report.cert) == 0
     assert "has no class probabilities to attack" in caplog.text
+    assert "has no certificates" in caplog.text
+    assert "attack" not in summary(report).split("table ")[0]
 
 
 def test_the_summary_shows_certificates_and_attacks(runs: Path, tmp_path: Path) -> None:

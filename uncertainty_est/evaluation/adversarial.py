@@ -192,6 +192,7 @@ class Arena:
         return None
 
 
+@torch.no_grad()
 def make_balls(
     name: str, run: Run, data: OODDataModule, options: AttackOptions, device: torch.device | str = "cpu"
 ) -> Balls:

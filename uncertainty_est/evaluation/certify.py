@@ -77,6 +77,7 @@ class Certificate:
         return {"radius": self.radius, "bound": self.bound} | {f"bound:{r:g}": b for r, b in self.bounds.items()}
 
 
+@torch.no_grad()
 def certify(method: Certified, x: Tensor, radii: Sequence[float], max_rows: int = 512) -> Certificate:
     """Radii and bounds of ``x: [N, *data_shape]``, which may lie anywhere.
 

@@ -73,8 +73,8 @@ class Report:
         runs: tables of the runs that were scored.
         failed: rows ``Run, OOD dataset, Error`` of what was not.
         files: tables and figures written, in order.
-        certificates: tables of what was certified.
-        attacks: tables of what was attacked.
+        certificates: a table of each run that was certified, empty of one without certificates.
+        attacks: a table of each run that was attacked, empty of one without classes.
     """
 
     runs: list[RunTables] = field(default_factory=list)
@@ -92,6 +92,16 @@ class Report:
     def clf(self) -> pd.DataFrame:
         """All classification rows."""
         return _concat([run.clf for run in self.runs])
+
+    @property
+    def cert(self) -> pd.DataFrame:
+        """All rows of certificates."""
+        return _concat(self.certificates)
+
+    @property
+    def attack(self) -> pd.DataFrame:
+        """All rows of attacks."""
+        return _concat(self.attacks)
 
 
 # What a caller on a higher floor provides: the schema of a saved configuration and how to build its data.
@@ -194,9 +204,9 @@ def write_tables(report: Report, options: Options) -> None:
     if options.classification:
         tables[f"clf-{name}.csv"] = report.clf
     if options.certify is not None:
-        tables[f"cert-{name}.csv"] = _concat(report.certificates)
+        tables[f"cert-{name}.csv"] = report.cert
     if options.attack is not None:
-        tables[f"attack-{name}.csv"] = _concat(report.attacks)
+        tables[f"attack-{name}.csv"] = report.attack
     failed = out / f"failed-{name}.csv"
     if report.failed:
         tables[failed.name] = pd.DataFrame(report.failed)
