@@ -17,10 +17,10 @@ import torch
 import yaml
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
-from tests.conftest import CONFIGS, ROOT, Trained
+from tests.conftest import CONFIGS, ROOT, Trained, compose_points
 from uncertainty_est import checkpoints
 from uncertainty_est.errors import DataError
-from uncertainty_est.evaluate import Request, evaluate, summary
+from uncertainty_est.evaluate import Request, evaluate, summary, with_sources
 from uncertainty_est.run import build_data, run
 
 Get = Callable[[str], Trained]
@@ -223,6 +223,13 @@ def test_an_ood_set_that_the_run_was_tuned_on_is_refused(runs: Path, tmp_path: P
     path.write_text(yaml.safe_dump(config))
     report = evaluate(request(tmp_path / "runs", tmp_path, ood_dataset=["between"], no_plots=True))
     assert "'between' is also in" in report.failed[0]["Error"]
+
+
+def test_a_set_made_of_the_in_distribution_set_is_made_of_the_runs_own() -> None:
+    (fixed,) = compose_points("dataset=digits", "model=img_ce_baseline", "+fixed.sources.digits.max_items=300")
+    complete = with_sources({**fixed, "test_ood_datasets": ["smoothed_noise"]}, CONFIGS / "source")
+    assert complete["sources"]["smoothed_noise"]["source"] == fixed["sources"]["digits"]
+    assert complete["sources"]["digits"] == fixed["sources"]["digits"]
 
 
 def test_groups_get_rows_of_their_own(runs: Path, tmp_path: Path) -> None:
