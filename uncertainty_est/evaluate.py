@@ -96,7 +96,7 @@ def with_sources(fixed: Mapping[str, Any], source_dir: Path) -> dict[str, Any]:
     inline_sources(config.fixed, source_dir, new)
     # Sets that are made of the in-distribution set are made of the one that the run was trained on.
     own = {"dataset": fixed["dataset"], "sources": {fixed["dataset"]: fixed["sources"][fixed["dataset"]]}}
-    config = OmegaConf.merge(config, {"fixed": own})
+    OmegaConf.update(config, "fixed", own, force_add=True)
     added = as_dict(OmegaConf.to_container(config.fixed, resolve=True))
     complete = dict(fixed) | {"sources": {**added.get("sources", {}), **fixed["sources"]}}
     check_ood_sets(complete)
@@ -125,23 +125,24 @@ def summary(report: Report) -> str:
     elif len(report.clf):
         accuracy_rows: pd.DataFrame = report.clf[report.clf["Metric"] == "Accuracy"]
         lines += [accuracy_rows[["Run", "Metric", "Value"]].to_string(index=False), ""]
-    for title, parts, metrics in (
-        (_CERTIFIED, report.certificates, ("Certified fraction", "Certified radius (median)", "Guaranteed AUROC")),
-        (_ATTACKED, report.attacks, ("MMC", "Success rate", "AUROC")),
-    ):
-        rows = pd.concat(parts) if parts else pd.DataFrame(columns=["Metric"])
-        rows = rows[rows["Metric"].isin(metrics)]
-        if "Radius" in rows:
-            rows = rows[rows["Radius"].isna()]
-        if len(rows):
-            numbers = rows.pivot_table(index=["Run", "OOD dataset"], columns="Metric", values="Value", sort=False)
-            lines += [title, numbers[list(metrics)].to_string(float_format=lambda v: f"{v:.2f}"), ""]
+    if len(report.cert):
+        in_balls = report.cert[report.cert["Radius"].isna()]
+        lines += _block(_CERTIFIED, in_balls, ["Certified fraction", "Certified radius (median)", "Guaranteed AUROC"])
+    if len(report.attack):
+        lines += _block(_ATTACKED, report.attack, ["MMC", "Success rate", "AUROC"])
     lines += [f"not scored: {row['Run']} {row['OOD dataset']}: {row['Error']}" for row in report.failed]
     tables = [file for file in report.files if file.suffix in (".csv", ".json")]
     figures = sorted({file.parent for file in report.files if file.suffix == ".png"})
     lines += [f"table    {file}" for file in tables]
     lines += [f"figures  {folder}/" for folder in figures]
     return "\n".join(lines)
+
+
+def _block(title: str, rows: pd.DataFrame, metrics: list[str]) -> list[str]:
+    """Some metrics side by side, a line for each run and set of points."""
+    chosen = rows[rows["Metric"].isin(metrics)]
+    table = chosen.pivot_table(index=["Run", "OOD dataset"], columns="Metric", values="Value", sort=False)
+    return [title, table[metrics].to_string(float_format=lambda v: f"{v:.2f}"), ""]
 
 
 def _certify_options(request: Request) -> CertifyOptions:
