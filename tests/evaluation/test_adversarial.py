@@ -121,6 +121,8 @@ def test_without_balls_the_user_is_told_how_to_get_some(runs: Path, tmp_path: Pa
     named = report_of(runs / "ce", tmp_path, attack_balls=runs / "certified", **QUICK)
     assert named.failed == []
     assert set(named.attacks[0]["Balls"]) == {"certified"}
+    wrong = report_of(runs / "ce", tmp_path, attack_balls=runs / "ce", **QUICK)
+    assert f"'{runs / 'ce'}' gives none on 'gaussian2d'" in wrong.failed[0]["Error"]
     with pytest.raises(ConfigError, match="no finished run"):
         report_of(runs / "ce", tmp_path, attack_balls=runs, **QUICK)
 

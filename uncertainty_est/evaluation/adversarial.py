@@ -169,10 +169,11 @@ class Arena:
             self._balls[key] = self._first(key)
         balls = self._balls[key]
         if balls is None:
-            where = f"{self.options.balls} gives" if self.options.balls else "no run that is evaluated here gives"
+            named = self.options.balls
+            found = f"'{named}' gives none" if named else "no run that is evaluated here gives any"
             raise ConfigError(
-                f"--attack needs certified balls, but {where} any on '{fixed['dataset']}'; evaluate a run of CCU on it"
-                " as well (model=img_ccu or fc_ccu), name one by --attack-balls, or give --attack-radius"
+                f"--attack needs certified balls, but {found} on '{fixed['dataset']}'; evaluate a run of CCU on it as"
+                " well (model=img_ccu or fc_ccu), name one by --attack-balls, or give --attack-radius"
             )
         return balls
 
