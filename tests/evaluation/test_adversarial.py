@@ -197,3 +197,15 @@ def test_balls_of_one_input_space_reach_the_other(trained: Get) -> None:
     (gradient,) = torch.autograd.grad(there.sum(), x)
     torch.testing.assert_close(gradient, torch.full_like(x, 0.5 / 2.0))
     assert torch.equal(x.detach(), before)
+
+
+def test_balls_of_one_scaling_of_a_table_reach_another(trained: Get) -> None:
+    modules = []
+    for scaling in ("standard", "asinh"):
+        (fixed,) = compose_points("dataset=wine", "model=fc_ce_baseline", f"fixed.transform.scaling={scaling}")
+        modules.append(build_data(fixed))
+        modules[-1].setup("test")
+    ours, theirs = modules
+    balls = make_balls("run", trained("fc_ce_baseline").run, ours, AttackOptions(radius=1.0, points=5))
+    raw = ours.id_source.split("test").x
+    torch.testing.assert_close(balls.into(theirs)(ours.transform(raw)), theirs.transform(raw), atol=1e-4, rtol=1e-4)

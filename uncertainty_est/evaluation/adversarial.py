@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from uncertainty_est.checkpoints import Run, read_config
+from uncertainty_est.data.loader import Transform
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.densities.pca_metric import PCAMetric
 from uncertainty_est.errors import USER_ERRORS, ConfigError
 from uncertainty_est.evaluation import points
-from uncertainty_est.evaluation.attack import Region, attack, log_confidence_of
+from uncertainty_est.evaluation.attack import Metric, Region, attack, log_confidence_of
 from uncertainty_est.evaluation.certify import FACTOR, Certified
 from uncertainty_est.evaluation.scoring import Scored, ScoredRun
 from uncertainty_est.evaluation.tables import CONFIDENCE, RunInfo, confidences
@@ -62,7 +63,8 @@ class Balls:
         folder: of that run; ``None`` for Euclidean ones.
         name: of the seeds.
         region: the balls and the data's box, in the network's input space of one run.
-        data: of that run, set up.
+        transform: from raw items to that space; ``None`` for data that come in it.
+        corners: least and greatest raw item, ``[2, *data_shape]``.
         bound: of that run's confidence in each ball, ``[N]``; ``None`` for Euclidean ones.
     """
 
@@ -70,7 +72,8 @@ class Balls:
     folder: Path | None
     name: str
     region: Region
-    data: OODDataModule
+    transform: Transform | None
+    corners: Tensor
     bound: FloatArray | None
 
     def into(self, data: OODDataModule) -> Callable[[Tensor], Tensor]:
@@ -79,10 +82,11 @@ class Balls:
         Args:
             data: of the other run, set up.
         """
-        own, other = (torch.stack(points.box(module)) for module in (self.data, data))
-        if torch.equal(own, other):
+        own = self.transform
+        # A transform works on each feature by itself: two that agree at both ends of all ranges are the same.
+        if own is None or torch.equal(own(self.corners), data.transform(self.corners)):
             return lambda x: x
-        return lambda x: data.transform(self.data.transform.invert(x))
+        return lambda x: data.transform(own.invert(x))
 
 
 class Arena:
@@ -217,16 +221,24 @@ def make_balls(
         seeds = points.some_inputs(data.ood_loader(options.seeds, "test", device=device), options.points)
     low, high = (corner.to(device) for corner in points.box(data))
     limits = torch.minimum(low, seeds), torch.maximum(high, seeds)
-    of_seeds = options.seeds or points.UNIFORM
     if options.radius is not None:
+        origin, folder, bound = "Euclidean", None, None
         radius = torch.full((len(seeds),), options.radius, dtype=torch.float64, device=device)
-        euclidean = PCAMetric(seeds[0].numel(), "none")
-        return Balls("Euclidean", None, of_seeds, Region(seeds, radius, euclidean, *limits), data, None)
-    method = run.method.to(device)
-    assert isinstance(method, Certified)
-    radius = method.certified_radius(seeds, FACTOR).double()
-    bound = method.confidence_bound(seeds, radius).double().cpu().numpy()
-    return Balls(name, run.path, of_seeds, Region(seeds, radius, method.metric, *limits), data, bound)
+        metric: Metric = PCAMetric(seeds[0].numel(), "none")
+    else:
+        origin, folder, method = name, run.path, run.method.to(device)
+        assert isinstance(method, Certified)
+        radius, metric = method.certified_radius(seeds, FACTOR).double(), method.metric
+        bound = method.confidence_bound(seeds, radius).double().cpu().numpy()
+    return Balls(
+        origin,
+        folder,
+        options.seeds or points.UNIFORM,
+        Region(seeds, radius, metric, *limits),
+        data.transform if data.id_source.space == "raw" else None,
+        points.raw_box(data),
+        bound,
+    )
 
 
 def _data_key(fixed: Mapping[str, Any]) -> tuple[Any, ...]:

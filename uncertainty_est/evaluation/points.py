@@ -13,21 +13,33 @@ from uncertainty_est.data.module import OODDataModule
 UNIFORM = "uniform noise"
 
 
-def box(data: OODDataModule) -> tuple[Tensor, Tensor]:
-    """Least and greatest input of the network, each ``[*data_shape]`` float32.
+def raw_box(data: OODDataModule) -> Tensor:
+    """Least and greatest item, ``[2, *data_shape]``, as the in-distribution source has them.
 
-    Images: levels 0 and 255. Tables, which have no limits of their own: of each feature, the least and the greatest
-    value of the in-distribution training split.
+    Images: levels 0 and 255, uint8. Tables, which have no limits of their own: of each feature, the least and the
+    greatest value of the training split.
 
     Args:
         data: set up.
     """
-    low, high = to_network(data, _raw_box(data))
+    if len(data.data_shape) == 3:
+        return torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, *data.data_shape).clone()
+    x = data.id_source.split("train").x
+    return torch.stack([x.amin(0), x.amax(0)])
+
+
+def box(data: OODDataModule) -> tuple[Tensor, Tensor]:
+    """:func:`raw_box` as the network's input: least and greatest, each ``[*data_shape]`` float32.
+
+    Args:
+        data: set up.
+    """
+    low, high = to_network(data, raw_box(data))
     return low, high
 
 
 def uniform_noise(data: OODDataModule, n: int, seed: int = 0) -> Tensor:
-    """Uniform draws from the data's raw box (:func:`box`) as the network's input, ``[n, *data_shape]`` float32.
+    """Uniform draws from the data's :func:`raw_box` as the network's input, ``[n, *data_shape]`` float32.
 
     Images: each value one of the integers 0..255. Tables: each feature uniform over its range.
 
@@ -36,7 +48,7 @@ def uniform_noise(data: OODDataModule, n: int, seed: int = 0) -> Tensor:
         n: how many.
         seed: of the draws.
     """
-    low, high = _raw_box(data)
+    low, high = raw_box(data)
     rng = np.random.default_rng(seed)
     shape = (n, *data.data_shape)
     if low.is_floating_point():
@@ -68,11 +80,3 @@ def some_inputs(batches: Iterable[tuple[Tensor, Tensor]], n: int, seed: int = 0)
 def to_network(data: OODDataModule, raw: Tensor) -> Tensor:
     """In-distribution items ``[N, *data_shape]``, as their source has them, as the network's input, float32."""
     return data.transform(raw) if data.id_source.space == "raw" else raw.float()
-
-
-def _raw_box(data: OODDataModule) -> Tensor:
-    """Least and greatest item ``[2, *data_shape]``, of the source's type."""
-    x = data.id_source.split("train").x
-    if not x.is_floating_point():
-        return torch.stack([torch.zeros_like(x[0]), torch.full_like(x[0], 255)])
-    return torch.stack([x.amin(0), x.amax(0)])
