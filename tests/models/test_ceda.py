@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.conftest import compose_points
+from uncertainty_est import checkpoints
+from uncertainty_est.launch import run_points
 from uncertainty_est.models.acet import ACET
 from uncertainty_est.models.ceda import CEDA
 from uncertainty_est.networks.fc import FC
 from uncertainty_est.networks.lenet import LeNet
+from uncertainty_est.run import build_data, run
 
 Batch = tuple[Tensor, Tensor]
 
@@ -147,3 +152,36 @@ def test_the_weight_is_small_in_the_first_epochs_and_full_in_validation(
 def test_senseless_arguments(network: FC, arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ACET(network, **arguments)
+
+
+@pytest.mark.slow
+def test_near_noise_only_acet_is_uncertain_under_attack(tmp_path: Path) -> None:
+    """Both know uniform noise itself; the most confident points around it are what ACET alone was shown."""
+    attacked = {}
+    for model in ("img_ceda", "img_acet"):
+        (results,) = run_points(
+            compose_points(
+                "dataset=digits",
+                f"model={model}",
+                "network=lenet_wide",
+                "fixed.model_config.network.hidden_dims=[64]",
+                "fixed.ood_dataset=uniform_noise",
+                "fixed.test_ood_datasets=[]",
+                "fixed.trainer_config.max_epochs=8",
+                "fixed.trainer_config.enable_progress_bar=false",
+                "trainer=cpu",
+                "logger=none",
+                f"fixed.output_folder={tmp_path}",
+            )
+        )
+        assert results["classification"]["Accuracy"] > 90
+        trained = checkpoints.load(Path(results["run_dir"]), run)
+        data = build_data(trained.fixed)
+        data.setup()
+        assert data.ood_source is not None and isinstance(trained.method, CEDA)
+        noise = data.transform(data.ood_source.split("test").x[:200])
+        attack = ACET(trained.method.network, steps=40, mean=0.5, std=0.5)
+        confidence = [trained.method.get_ood_scores(x)["max p(y|x)"].mean() for x in (noise, attack.outliers(noise))]
+        assert confidence[0] < 0.2
+        attacked[model] = confidence[1]
+    assert attacked["img_acet"] < 0.25 < attacked["img_ceda"] - 0.1

@@ -53,7 +53,7 @@ def max_log_prob(logits: Tensor) -> Tensor:
     It lies in :math:`[-\ln C, 0]`: least where all logits are equal.
 
     References:
-        Hein et al., arXiv:1812.05720, Eq. 6.
+        Hein et al., arXiv:1812.05720, Section 4.
 
     Args:
         logits: ``[B, C]``.

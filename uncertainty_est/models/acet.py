@@ -30,7 +30,7 @@ class ACET(CEDA):
     Scores are the softmax baseline's, ``max p(y|x)`` first.
 
     References:
-        Hein et al., arXiv:1812.05720, Eq. 7 and 8. Steps: Meinke and Hein, arXiv:1909.12180, Section 4.
+        Hein et al., arXiv:1812.05720, Section 4. Steps of the ascent: Meinke and Hein, arXiv:1909.12180.
 
     Args:
         network: logits and features of ``[B, *data_shape]``.

@@ -24,7 +24,7 @@ class CEDA(CEBaseline):
     Scores are the softmax baseline's, ``max p(y|x)`` first.
 
     References:
-        Hein et al., arXiv:1812.05720, Eq. 6. With the mean over classes: Meinke and Hein, arXiv:1909.12180, Section 4.
+        Hein et al., arXiv:1812.05720, Section 4. With the mean over classes: Meinke and Hein, arXiv:1909.12180.
 
     Args:
         network: logits and features of ``[B, *data_shape]``.

@@ -40,7 +40,7 @@ class ODIN(CEBaseline):
     prediction takes two passes forward and one back.
 
     References:
-        Liang et al., arXiv:1706.02690, Eq. 1 to 3.
+        Liang et al., arXiv:1706.02690, Eq. 1 and 2.
 
     Args:
         network: logits and features of ``[B, *data_shape]``.
