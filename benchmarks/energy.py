@@ -36,12 +36,13 @@ OUTLIERS = ["fixed.ood_dataset=uniform_noise"]
 FINE_TUNING = [*OUTLIERS, "fixed.trainer_config.max_steps=600"]
 HALVE = ["fixed.model_config.scheduler.step_size=300"]  # the learning rate, every 3,900 steps
 LARGER = ["fixed.batch_size=256", "fixed.model_config.scheduler.step_size=600"]
+HALF = ["fixed.trainer_config.max_steps=5000"]
 FEWER = ["fixed.trainer_config.max_steps=3000"]  # where a step is dear
 SEGMENT = [
     Row("Cross-entropy", ["model=fc_ce_baseline"]),
     Row("Energy fine-tuning (uniform outliers)", ["model=fc_energy_finetuning", *FINE_TUNING], starts_from=0),
     Row("Outlier exposure (uniform outliers)", ["model=fc_energy_finetuning_oe", *FINE_TUNING], starts_from=0),
-    Row("mcmc", ["model=fc_mcmc", *HALVE]),
+    Row("mcmc", ["model=fc_mcmc", *HALF, *HALVE]),
     Row(
         "JEM (mcmc_supervised)",
         ["model=fc_mcmc_supervised", *LARGER],
@@ -56,7 +57,7 @@ SEGMENT = [
         reference(96.5, 99.1, 99.9, 99.8, 98.8, 97.1),
         seeds=5,
     ),
-    Row("VERA (vera)", ["model=fc_vera"]),
+    Row("VERA (vera)", ["model=fc_vera", *HALF]),
     Row(
         "VERA, classes (vera_supervised)",
         ["model=fc_vera_supervised"],
