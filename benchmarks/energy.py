@@ -37,7 +37,7 @@ FINE_TUNING = [*OUTLIERS, "fixed.trainer_config.max_steps=600"]
 HALVE = ["fixed.model_config.scheduler.step_size=300"]  # the learning rate, every 3,900 steps
 LARGER = ["fixed.batch_size=256", "fixed.model_config.scheduler.step_size=600"]
 HALF = ["fixed.trainer_config.max_steps=5000"]
-FEWER = ["fixed.trainer_config.max_steps=3000"]  # where a step is dear
+FEWER = ["fixed.trainer_config.max_steps=3000", "fixed.model_config.warmup_steps=500"]  # where a step is dear
 SEGMENT = [
     Row("Cross-entropy", ["model=fc_ce_baseline"]),
     Row("Energy fine-tuning (uniform outliers)", ["model=fc_energy_finetuning", *FINE_TUNING], starts_from=0),
