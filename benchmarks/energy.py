@@ -148,6 +148,8 @@ def markdown(table: Table, results: list[list[dict[str, float]]]) -> str:
         ]
         lines = [header, ["---"] * len(header)]
         for row, runs in zip(table.rows, results, strict=True):
+            if not runs:
+                continue
             score = next(s for s in SCORES if f"{table.columns[0]} / {s} / {metric}" in runs[0])
             listed = {name: value for name, (value, _) in row.listed.items()}
             lines.append(

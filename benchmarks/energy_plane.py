@@ -136,7 +136,7 @@ def main() -> int:
         "# Densities in the plane",
         "",
         f"Learned in {STEPS} steps of 128 points, normalised on a grid of {SIDE} x {SIDE} points. Distances to the true"
-        f" density: mean ± standard error over {arguments.seeds} seeds; KL(true, learned) in nats. For scale: the best"
+        f" density: mean ± standard error over seeds; KL(true, learned) in nats. For scale: the best"
         " single Gaussian.",
         "",
         "![densities](images/energy_plane.png)",

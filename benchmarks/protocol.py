@@ -48,6 +48,11 @@ class Table:
     common: list[str] = field(default_factory=list)
 
 
+def numbers_file(table: Table, row_number: int, seed: int, runs: str) -> Path:
+    """Where the numbers of a finished run are."""
+    return Path(runs) / table.name / str(row_number) / f"seed{seed}" / "numbers.json"
+
+
 def train(table: Table, row_number: int, seed: int, data_root: str, runs: str) -> dict[str, Any]:
     """All numbers of one run, trained unless it is there already."""
     import torch
@@ -60,8 +65,8 @@ def train(table: Table, row_number: int, seed: int, data_root: str, runs: str) -
     torch.set_num_threads(1)
     log_to_console(logging.WARNING)
     row = table.rows[row_number]
-    folder = Path(runs) / table.name / str(row_number) / f"seed{seed}"
-    numbers = folder / "numbers.json"
+    numbers = numbers_file(table, row_number, seed, runs)
+    folder = numbers.parent
     if numbers.is_file():
         return json.loads(numbers.read_text())
     overrides = [text.format(id=table.dataset, ood=table.ood) for text in [*table.common, *row.overrides]]
@@ -132,6 +137,7 @@ def arguments_of(description: str, tables: Iterable[Table], *, seeds: int, runs:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path(runs))
     parser.add_argument("--only", action="append", choices=[table.name for table in tables], help="repeatable")
+    parser.add_argument("--finished", action="store_true", help="tell of finished runs only, train none")
     parser.add_argument("--output", type=Path, help="Markdown file (default: standard output)")
     return parser.parse_args()
 
@@ -154,6 +160,7 @@ def results_of_tables(
                     [
                         pool.submit(train, table, number, seed, data_root, runs)
                         for seed in range(1, (row.seeds or arguments.seeds) + 1)
+                        if not arguments.finished or numbers_file(table, number, seed, runs).is_file()
                     ]
                     for number, row in enumerate(table.rows)
                 ]
