@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.networks.base import Network
+from uncertainty_est.networks.densenet import DenseNetBC
 from uncertainty_est.networks.fc import FC
 from uncertainty_est.networks.layers import ACTIVATIONS, PooledShortcut, make_activation, strided
 from uncertainty_est.networks.lenet import LeNet
@@ -45,6 +46,8 @@ def count(network: nn.Module) -> int:
         (lambda: ResNet(CIFAR, 10, 34), 21_282_122, 512),
         (lambda: ResNet(CIFAR, 10, 50), 23_520_842, 2048),
         (lambda: VGG16(CIFAR, 10), 14_728_266, 512),
+        (lambda: DenseNetBC(CIFAR, 10), 769_162, 342),
+        (lambda: DenseNetBC(CIFAR, 100), 800_032, 342),
         (lambda: LeNet([1, 28, 28], 10), 61_706, 84),
         (lambda: LeNet([1, 28, 28], 10, [32, 64], [1024], pad_second=True), 3_274_634, 1024),
         (lambda: FC([18], 7), 19 * 100 + 4 * 101 * 100 + 101 * 7, 100),
@@ -260,12 +263,56 @@ def test_residual_networks_end_at_the_published_resolution(make: Callable[[], An
     assert sizes == [(n, n) for n in expected]
 
 
+def test_a_dense_layer_hands_on_what_it_received_and_appends_its_own() -> None:
+    network = DenseNetBC([1, 8, 8], 10, depth=10, growth=4).eval()
+    layer: Any = network.blocks[0][0]  # type: ignore[index]
+    x = torch.randn(2, 8, 8, 8)
+    y = layer(x)
+    assert torch.equal(y[:, :8], x)
+    norm1, act, conv1, _, norm2, _, conv3, _ = layer
+    torch.testing.assert_close(y[:, 8:], conv3(act(norm2(conv1(act(norm1(x)))))))
+
+
+@pytest.mark.parametrize(("depth", "growth"), [(10, 4), (16, 3), (100, 12)])
+def test_size_of_a_dense_network_follows_from_depth_and_growth(depth: int, growth: int) -> None:
+    c, total = 2 * growth, 27 * 2 * growth
+    for block in range(3):
+        if block:
+            total, c = total + 2 * c + c * (c // 2), c // 2
+        for _ in range((depth - 4) // 6):
+            total += 2 * c + 4 * growth * c + 8 * growth + 9 * 4 * growth * growth
+            c += growth
+    with torch.device("meta"):
+        network = DenseNetBC(CIFAR, 10, depth, growth)
+    assert network.feature_dim == c
+    assert count(network) == total + 2 * c + 10 * c + 10
+
+
+def test_a_dense_network_pools_odd_sizes_without_losing_their_border() -> None:
+    network = DenseNetBC([1, 7, 10], 3, depth=10, growth=4, mod=True).eval()
+    maps: list[tuple[int, ...]] = []
+    for stage in network.blocks:
+        stage.register_forward_hook(lambda _, __, out: maps.append(tuple(out.shape[2:])))
+    x = torch.zeros(1, 1, 7, 10)
+    assert network(x).shape == (1, 3)
+    assert maps == [(7, 10), (4, 5), (4, 5), (2, 3), (2, 3)]
+    x[..., -1, -1] = 1
+    assert not torch.equal(network(x), network(torch.zeros_like(x)))
+
+
 @pytest.mark.parametrize("depth", [9, 4, 15])
 def test_an_impossible_depth_is_refused(depth: int) -> None:
     with pytest.raises(ValueError, match=rf"depth must be one of 10, 16, 22, 28, ... \(6n \+ 4\), got {depth}"):
         WideResNet(CIFAR, 10, depth)
     with pytest.raises(ValueError, match=f"depth must be one of 18, 34, 50, got {depth}"):
         ResNet(CIFAR, 10, depth)
+    with pytest.raises(ValueError, match=rf"depth must be one of 10, 16, 22, 28, ... \(6n \+ 4\), got {depth}"):
+        DenseNetBC(CIFAR, 10, depth)
+
+
+def test_a_dense_network_without_growth_is_refused() -> None:
+    with pytest.raises(ValueError, match="growth must be at least 1, got 0"):
+        DenseNetBC(CIFAR, 10, growth=0)
 
 
 def test_an_unknown_norm_is_refused() -> None:

@@ -73,6 +73,11 @@ def make_activation(name: str, *, mod: bool = False, negative_slope: float = 0.0
     return ACTIVATIONS[name]()
 
 
+def kaiming_fan_out(conv: nn.Conv2d) -> None:
+    """Draw the weight of a convolution without bias from Kaiming's normal distribution, by its outputs."""
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+
+
 def strided(size: tuple[int, int], stride: int) -> tuple[int, int]:
     """`size` over `stride`, rounded up: what a convolution gives that would keep the size at stride 1."""
     return -(-size[0] // stride), -(-size[1] // stride)

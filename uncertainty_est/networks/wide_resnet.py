@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from uncertainty_est.networks.base import Network, image_shape
-from uncertainty_est.networks.layers import Layers, PooledShortcut, make_activation, strided
+from uncertainty_est.networks.layers import Layers, PooledShortcut, kaiming_fan_out, make_activation, strided
 
 
 class WideResNet(Network):
@@ -110,7 +110,7 @@ class _Parts:
             padding=kernel_size // 2,
             bias=not self.batch_norm,
             input_size=size,
-            init=_kaiming if self.batch_norm else _xavier,
+            init=kaiming_fan_out if self.batch_norm else _xavier,
         )
 
     def norm(self, channels: int) -> nn.Module:
@@ -146,10 +146,6 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.enter(x)
         return self.shortcut(x if self.skip_raw else h) + self.body(h)
-
-
-def _kaiming(conv: nn.Conv2d) -> None:
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
 
 
 def _xavier(conv: nn.Conv2d) -> None:
