@@ -47,6 +47,29 @@ def uniform_cross_entropy(logits: Tensor) -> Tensor:
     return logits.logsumexp(-1) - logits.mean(-1)
 
 
+def entropy_margin(logits_in: Tensor, logits_out: Tensor, margin: float) -> Tensor:
+    r"""Hinge on mean entropies, :math:`\max(0, m + \bar H_{\text{in}} - \bar H_{\text{out}})`, a scalar.
+
+    :math:`\bar H` is the mean over the batch of the entropy of softmax f. Where it is larger by m on outliers than on
+    data, the hinge is zero, with zero gradient: outliers are not flattened without end.
+
+    References:
+        Vyas et al., arXiv:1809.03576, Section 3.
+
+    Args:
+        logits_in: of data, ``[B, C]``.
+        logits_out: of outliers, ``[B', C]``.
+        margin: m.
+    """
+    return F.relu(margin + softmax_entropy(logits_in).mean() - softmax_entropy(logits_out).mean())
+
+
+def softmax_entropy(logits: Tensor) -> Tensor:
+    r"""Entropy of softmax f in nats, ``[B]`` in :math:`[0, \ln C]`, of ``f: [B, C]``, with a gradient also at p = 0."""
+    log_probs = logits.log_softmax(-1)
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
 def max_log_prob(logits: Tensor) -> Tensor:
     r"""Logarithm of the confidence, :math:`\max_c \ln \mathrm{softmax}_c f = \max_c f_c - \mathrm{lse} f`, ``[B]``.
 

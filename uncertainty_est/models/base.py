@@ -34,6 +34,11 @@ class Prediction:
     scores: dict[str, Tensor]
 
 
+def finished(prediction: Prediction) -> Prediction:
+    """As methods hand it out: scores in float32, those that are not finite replaced."""
+    return Prediction(prediction.probs, measures.finite({name: s.float() for name, s in prediction.scores.items()}))
+
+
 @contextmanager
 def scoring_mode(module: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients inside; every submodule's mode and the grad mode as they were afterwards.
@@ -194,9 +199,7 @@ class Method(pl.LightningModule, ABC):
             NotFittedError: a post-hoc method before :meth:`fit_posthoc`.
         """
         with scoring_mode(self):
-            prediction = self._predict(x)
-            scores = measures.finite({name: s.float() for name, s in prediction.scores.items()})
-        return Prediction(prediction.probs, scores)
+            return finished(self._predict(x))
 
     def classify(self, x: Tensor) -> Tensor | None:
         """Class probabilities ``[B, C]`` of ``x: [B, *data_shape]``, or ``None``."""

@@ -6,16 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from uncertainty_est import measures
 from uncertainty_est.errors import ConfigError
-from uncertainty_est.models.base import Batch, Method, Prediction, State, load_network
+from uncertainty_est.models.base import Batch, Prediction, State, load_network
+from uncertainty_est.models.ensemble import Ensemble
 from uncertainty_est.networks.base import Network
 
 
-class DeepEnsemble(Method):
+class DeepEnsemble(Ensemble):
     r"""M cross-entropy classifiers; :math:`\bar p = \tfrac1M \sum_m p_m` (probabilities are averaged, not logits).
 
     Scores: ``MI`` (negative mutual information :math:`H[\bar p] - \tfrac1M\sum_m H[p_m]`, the headline),
@@ -42,10 +43,9 @@ class DeepEnsemble(Method):
         optimizer: Callable[..., torch.optim.Optimizer] | None = None,
         scheduler: Callable[..., Any] | None = None,
     ) -> None:
-        super().__init__(optimizer, scheduler)
         if num_members < 2:
             raise ValueError(f"num_members must be at least 2, got {num_members}")
-        self.members = nn.ModuleList(network() for _ in range(num_members))
+        super().__init__((network() for _ in range(num_members)), optimizer, scheduler)
 
     def init_from(self, states: list[State]) -> None:
         """Member k takes the network of run k.
@@ -60,10 +60,6 @@ class DeepEnsemble(Method):
             )
         for k, state in enumerate(states):
             load_network(self, state, prefix="network.", into=f"members.{k}")
-
-    def member_logits(self, x: Tensor) -> Tensor:
-        """Logits ``[M, B, C]`` of ``x: [B, *data_shape]``, float32."""
-        return torch.stack([member(x).float() for member in self.members])
 
     def _predict(self, x: Tensor) -> Prediction:
         probs = self.member_logits(x).softmax(-1)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from uncertainty_est.errors import NotFittedError
 from uncertainty_est.losses.outlier import max_log_prob
-from uncertainty_est.models.base import Prediction, scoring_mode
+from uncertainty_est.models.base import Prediction
 from uncertainty_est.models.ce_baseline import CEBaseline
 from uncertainty_est.models.raw_units import RawUnits
-from uncertainty_est.models.tuning import Loader, ascending_step, candidates, collect, mean_auroc
+from uncertainty_est.models.tuning import Loader, ascending_step, candidates, choose
 from uncertainty_est.networks.base import Network
 from uncertainty_est.samplers.sgld import value_and_gradient
 
@@ -81,13 +81,9 @@ class ODIN(CEBaseline):
     def tune(self, loader: Loader, ood_loaders: Mapping[str, Loader]) -> None:
         """Choose temperature and epsilon by the mean AUROC over sets; of equal ones the first, in the order given."""
         settings = [(t, e) for t in self.temperatures for e in self.epsilons]
-        with scoring_mode(self):
-            known = collect(self._all_scores, loader)
-            unknown = {name: collect(self._all_scores, ood_loader) for name, ood_loader in ood_loaders.items()}
-        aurocs = mean_auroc(known, unknown)
-        best = int(aurocs.argmax())
+        best, auroc = choose(self, self._all_scores, loader, ood_loaders)
         temperature, epsilon = settings[best]
-        log.info("ODIN: temperature %g, epsilon %g (AUROC %.4f)", temperature, epsilon, aurocs[best])
+        log.info("ODIN: temperature %g, epsilon %g (AUROC %.4f)", temperature, epsilon, auroc)
         self.temperature.fill_(temperature)
         self.epsilon.fill_(epsilon)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from uncertainty_est.metrics.ood import auroc, rank_scores, sorted_scores
+from uncertainty_est.models.base import Method, scoring_mode
 
 Loader = Iterable[tuple[Tensor, Tensor]]
 # As many inputs of each set are enough to choose by.
@@ -54,6 +55,25 @@ def mean_auroc(known: Tensor, unknown: Mapping[str, Tensor]) -> Tensor:
         for name, scores in unknown.items()
     ]
     return torch.tensor(values, dtype=torch.float64).mean(0)
+
+
+def choose(
+    method: Method, scores: Callable[[Tensor], Tensor], loader: Loader, ood_loaders: Mapping[str, Loader]
+) -> tuple[int, float]:
+    """Index of the setting with the largest :func:`mean_auroc`, the first of equal ones, and that AUROC.
+
+    Args:
+        method: in scoring mode while `scores` is called.
+        scores: with every setting, ``[B, *data_shape] -> [B, S]``, higher = more in-distribution.
+        loader: of data, see :meth:`Method.tune`.
+        ood_loaders: of outliers, likewise.
+    """
+    with scoring_mode(method):
+        known = collect(scores, loader)
+        unknown = {name: collect(scores, ood_loader) for name, ood_loader in ood_loaders.items()}
+    aurocs = mean_auroc(known, unknown)
+    best = int(aurocs.argmax())
+    return best, float(aurocs[best])
 
 
 def ascending_step(x: Tensor, gradient: Tensor, epsilon: float | Tensor, std: Tensor) -> Tensor:
