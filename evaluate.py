@@ -31,6 +31,11 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="add rows for how far predictions on OOD data are from uniform",
     )
+    p.add_argument(
+        "--temperature-scaling",
+        action="store_true",
+        help="add rows (t_…) of softmax classifiers scaled by a temperature that their own validation split gives",
+    )
     p.add_argument("--max-eval", type=positive, metavar="N", help="at most N batches of every data set")
     p.add_argument(
         "--config-entries",

@@ -43,6 +43,7 @@ class Request:
     device: str = "auto"
     batch_size: int | None = None
     no_plots: bool = False
+    temperature_scaling: bool = False
     certify: bool = False
     certify_points: int = 200
     certify_radius: Sequence[float] = ()
@@ -74,6 +75,7 @@ def evaluate(request: Request) -> Report:
         batch_size=request.batch_size,
         device=device_of(request.device),
         figures=not request.no_plots,
+        temperature_scaling=request.temperature_scaling,
         certify=_certify_options(request) if request.certify else None,
         attack=_attack_options(request) if request.attack else None,
     )

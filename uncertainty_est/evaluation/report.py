@@ -25,6 +25,7 @@ from uncertainty_est.evaluation.plane import score_plane
 from uncertainty_est.evaluation.samples import sample_figure
 from uncertainty_est.evaluation.scoring import ScoredRun, save_scores, score_run
 from uncertainty_est.evaluation.tables import RunInfo, clf_table, ood_table
+from uncertainty_est.evaluation.temperature import fit_scaling, mark_clf, mark_ood, scaled_run
 from uncertainty_est.files import write_atomically, write_json, write_npz
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class Options:
         batch_size: in place of the run's ``eval_batch_size``.
         device: where to score.
         figures: draw them.
+        temperature_scaling: add rows of the answers after temperature scaling, where they are a softmax of logits.
         certify: write ``cert-<name>.csv`` for the runs whose methods have certificates.
         attack: write ``attack-<name>.csv`` for the runs whose methods have classes.
     """
@@ -61,6 +63,7 @@ class Options:
     batch_size: int | None = None
     device: str = "cpu"
     figures: bool = True
+    temperature_scaling: bool = False
     certify: CertifyOptions | None = None
     attack: AttackOptions | None = None
 
@@ -172,6 +175,7 @@ def score(run: checkpoints.Run, data: OODDataModule, options: Options) -> Scored
     """
     data.setup("test")
     check_splits(run, data)
+    scaling = fit_scaling(run.path.name, run.method, data, options.device) if options.temperature_scaling else None
     return score_run(
         run.method,
         data,
@@ -179,6 +183,7 @@ def score(run: checkpoints.Run, data: OODDataModule, options: Options) -> Scored
         id_name=options.id_dataset,
         device=options.device,
         max_batches=options.max_batches,
+        scaling=scaling,
     )
 
 
@@ -286,7 +291,13 @@ def _info(name: str, run: checkpoints.Run, options: Options) -> RunInfo:
 def _add(report: Report, info: RunInfo, run: checkpoints.Run, scored: ScoredRun, options: Options) -> None:
     groups = run.fixed.get("ood_groups") or {}
     ood = ood_table(info, scored, groups, calibration=options.ood_calibration)
-    report.runs.append(RunTables(run.fixed, ood, clf_table(info, scored)))
+    clf = clf_table(info, scored)
+    scaled = scaled_run(scored)
+    if scaled is not None:
+        scaled_ood = ood_table(info, scaled, groups, calibration=options.ood_calibration)
+        ood = _concat([ood, mark_ood(scaled_ood)])
+        clf = _concat([clf, mark_clf(clf_table(info, scaled), scaled.temperature)])
+    report.runs.append(RunTables(run.fixed, ood, clf))
     for ood_name, sentence in scored.failed.items():
         report.failed.append({"Run": info.run, "OOD dataset": ood_name, "Error": sentence})
     save_scores(_scores_folder(options) / f"{_slug(info.run)}.npz", scored)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,9 +15,21 @@ from torch import Tensor
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.errors import DataError
 from uncertainty_est.files import write_npz
-from uncertainty_est.models.base import Method
+from uncertainty_est.models.base import Method, Prediction
 
 log = logging.getLogger(__name__)
+
+
+# Before the names of what is computed after temperature scaling.
+SCALED = "t_"
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """A temperature, and the predictions of a batch without and with it, from one pass."""
+
+    temperature: float
+    predict: Callable[[Tensor], tuple[Prediction, Prediction]]
 
 
 @dataclass(frozen=True)
@@ -29,12 +41,14 @@ class Scored:
         probs: ``[N, C]`` float64, or ``None``.
         scores: name to ``[N]`` float64, higher = more in-distribution.
         quantities: name to ``[N]``, what else the method tells of the data, in units of their own.
+        scaled: the answers after temperature scaling, if that was asked for.
     """
 
     labels: np.ndarray
     probs: np.ndarray | None
     scores: dict[str, np.ndarray]
     quantities: dict[str, np.ndarray] = field(default_factory=dict)
+    scaled: Scored | None = None
 
 
 @dataclass(frozen=True)
@@ -45,39 +59,59 @@ class ScoredRun:
         id_data: the in-distribution test set.
         ood: by name of the OOD set.
         failed: name of an OOD set to the sentence that says why it could not be read.
+        temperature: of the scaled answers, if there are any.
     """
 
     id_data: Scored
     ood: dict[str, Scored]
     failed: dict[str, str] = field(default_factory=dict)
+    temperature: float | None = None
 
 
-def score_loader(method: Method, loader: Iterable[tuple[Tensor, Tensor]], max_batches: int | None = None) -> Scored:
+def score_loader(
+    method: Method,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    max_batches: int | None = None,
+    scaling: Scaling | None = None,
+) -> Scored:
     """Answers of `method` on the first `max_batches` batches of `loader` (all of them if ``None``).
 
+    With `scaling` they hold the answers after it as well, from the same pass.
     Results stay on the device until the last batch; between batches only the count of non-finite scores comes back.
 
     Raises:
         DataError: there was no batch.
     """
     labels: list[Tensor] = []
-    probs: list[Tensor] = []
-    scores: dict[str, list[Tensor]] = {}
+    predictions: list[Prediction] = []
+    scaled: list[Prediction] = []
     for x, y in islice(loader, max_batches):
-        prediction = method.predict(x)
         labels.append(y)
-        if prediction.probs is not None:
-            probs.append(prediction.probs)
-        for name, values in prediction.scores.items():
-            scores.setdefault(name, []).append(values)
+        if scaling is None:
+            predictions.append(method.predict(x))
+        else:
+            for kept, prediction in zip((predictions, scaled), scaling.predict(x), strict=True):
+                kept.append(prediction)
     if not labels:
         raise DataError("there is nothing to score: the data set is empty")
-    arrays = {name: _to_numpy(values).astype(np.float64) for name, values in scores.items()}
+    y_all = _to_numpy(labels)
+    return _scored(method, y_all, predictions, _scored(method, y_all, scaled) if scaled else None)
+
+
+def _scored(
+    method: Method, labels: np.ndarray, predictions: Sequence[Prediction], scaled: Scored | None = None
+) -> Scored:
+    probs = [prediction.probs for prediction in predictions if prediction.probs is not None]
+    scores = {
+        name: _to_numpy([prediction.scores[name] for prediction in predictions]).astype(np.float64)
+        for name in predictions[0].scores
+    }
     return Scored(
-        labels=_to_numpy(labels),
+        labels=labels,
         probs=_to_numpy(probs).astype(np.float64) if probs else None,
-        scores=arrays,
-        quantities=method.quantities(arrays),
+        scores=scores,
+        quantities=method.quantities(scores),
+        scaled=scaled,
     )
 
 
@@ -89,6 +123,7 @@ def score_run(
     id_name: str | None = None,
     device: torch.device | str = "cpu",
     max_batches: int | None = None,
+    scaling: Scaling | None = None,
 ) -> ScoredRun:
     """Answers of `method` on the ID test set and on the test split of every named OOD set, one pass each.
 
@@ -98,31 +133,36 @@ def score_run(
     """
     method = method.to(device)
     id_loader = data.ood_loader(id_name, "test", device=device) if id_name else data.id_test_loader(device=device)
-    id_data = score_loader(method, id_loader, max_batches)
+    id_data = score_loader(method, id_loader, max_batches, scaling)
     ood: dict[str, Scored] = {}
     failed: dict[str, str] = {}
     for name in ood_names:
         try:
-            ood[name] = score_loader(method, data.ood_loader(name, "test", device=device), max_batches)
+            loader = data.ood_loader(name, "test", device=device)
+            ood[name] = score_loader(method, loader, max_batches, scaling)
         except DataError as error:
             failed[name] = str(error)
             log.error("OOD set '%s' is left out: %s", name, error)
-    return ScoredRun(id_data, ood, failed)
+    return ScoredRun(id_data, ood, failed, scaling.temperature if scaling else None)
 
 
 def save_scores(path: Path, scored: ScoredRun) -> None:
     """Write all labels, probabilities and scores to one ``.npz``, from which tables and figures can be made again.
 
-    Keys are ``<data set>/<quantity>``, with ``id`` for the in-distribution set and ``score:<name>`` for scores.
+    Keys are ``<data set>/<quantity>``, with ``id`` for the in-distribution set and ``score:<name>`` for scores; after
+    temperature scaling ``t_probs`` and ``score:t_<name>``.
     """
     arrays: dict[str, np.ndarray] = {}
     for name, data in {"id": scored.id_data, **scored.ood}.items():
         arrays[f"{name}/labels"] = data.labels
-        if data.probs is not None:
-            arrays[f"{name}/probs"] = data.probs.astype(np.float32)
-        for score, values in data.scores.items():
-            # A member of a .npz is a file in a zip archive: a slash in "p(x)/y" would become a folder.
-            arrays[f"{name}/score:{score.replace('/', '|')}"] = values
+        for mark, answers in {"": data, SCALED: data.scaled}.items():
+            if answers is None:
+                continue
+            if answers.probs is not None:
+                arrays[f"{name}/{mark}probs"] = answers.probs.astype(np.float32)
+            for score, values in answers.scores.items():
+                # A member of a .npz is a file in a zip archive: a slash in "p(x)/y" would become a folder.
+                arrays[f"{name}/score:{mark}{score.replace('/', '|')}"] = values
     write_npz(path, arrays)
 
 
