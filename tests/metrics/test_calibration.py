@@ -7,10 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import entropy
 from sklearn.metrics import log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from uncertainty_est.metrics.calibration import classification_metrics, reliability_bins, uniform_divergence
+from uncertainty_est.metrics.smooth import smooth_ece
 
 KEYS = [
     "Accuracy",
@@ -23,6 +25,8 @@ KEYS = [
     "ECE",
     "MCE",
     "Adaptive ECE",
+    "SmECE",
+    "Predictive entropy",
 ]
 A, B, C = (0.7, 0.2, 0.1), (0.2, 0.7, 0.1), (0.1, 0.3, 0.6)
 PROBS = np.array([A, (0.4, 0.5, 0.1), B, C, (0.6, 0.3, 0.1), (1, 0, 0)])
@@ -50,6 +54,8 @@ def test_golden_values() -> None:
             "ECE": 0.21666666666666667,
             "MCE": 0.5,
             "Adaptive ECE": 0.21666666666666667,  # bins 0.5 | 0.6, 0.6 | 0.7, 0.7 | 1: ties stay together
+            "SmECE": smooth_ece([0.7, 0.5, 0.7, 0.6, 0.6, 1.0], [1, 0, 1, 1, 0, 1]),
+            "Predictive entropy": entropy(PROBS.T).mean(),
         },
         abs=1e-14,
     )
@@ -75,7 +81,7 @@ def test_decomposition_is_exact_for_any_such_predictions(n_classes: int, n: int,
 
 def test_perfect_predictions() -> None:
     metrics = classification_metrics(np.eye(3), np.arange(3))
-    zero = ["NLL", "Brier", "Brier reliability", "Brier (via decomposition)", "ECE", "MCE", "Adaptive ECE"]
+    zero = ["NLL", "Brier", "Brier reliability", "Brier (via decomposition)", "ECE", "MCE", "Adaptive ECE", "SmECE"]
     assert metrics["Accuracy"] == 1
     assert {name: metrics[name] for name in zero} == pytest.approx(dict.fromkeys(zero, 0.0), abs=1e-15)
 
@@ -117,6 +123,7 @@ def test_calibrated_predictions_have_small_errors() -> None:
     metrics = classification_metrics(probs, labels)
     assert metrics["ECE"] < 0.01
     assert metrics["Adaptive ECE"] < 0.01
+    assert metrics["SmECE"] < 0.01
     assert metrics["Brier"] == pytest.approx((1 - (probs**2).sum(axis=1)).mean(), abs=0.005)
 
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import entr
+
+from uncertainty_est.metrics.smooth import smooth_ece
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -45,6 +48,8 @@ def classification_metrics(probs: ArrayLike, labels: ArrayLike) -> dict[str, flo
     - ``ECE = sum_b n_b / N |accuracy_b - confidence_b|`` over 15 bins of equal width, see
       :func:`reliability_bins`; ``MCE`` is the largest term without its weight.
     - ``Adaptive ECE``: the ECE over 15 bins of equal mass. Equal confidences always share a bin.
+    - ``SmECE``: without bins, see :func:`~uncertainty_est.metrics.smooth.smooth_ece`.
+    - ``Predictive entropy = mean -sum_c p_c log p_c``, in [0, log C]: not good or bad, but to be compared with the NLL.
 
     Args:
         probs: ``[N, C]``, rows sum to 1 within 1e-3.
@@ -73,6 +78,8 @@ def classification_metrics(probs: ArrayLike, labels: ArrayLike) -> dict[str, flo
         "ECE": float(counts[occupied] @ gaps / n),
         "MCE": float(gaps.max()),
         "Adaptive ECE": _adaptive_ece(confidence, correct),
+        "SmECE": smooth_ece(confidence, correct),
+        "Predictive entropy": float(entr(p).sum(axis=1).mean()),
     }
 
 
