@@ -36,6 +36,14 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="add rows (t_…) of softmax classifiers scaled by a temperature that their own validation split gives",
     )
+    p.add_argument(
+        "--eval-scod",
+        action="store_true",
+        help="add rows of selective classification in which every accepted OOD input is an error",
+    )
+    p.add_argument(
+        "--complexity", action="store_true", help="write complexity-<name>.csv: parameters, FLOPs of one input"
+    )
     p.add_argument("--max-eval", type=positive, metavar="N", help="at most N batches of every data set")
     p.add_argument(
         "--config-entries",

@@ -36,6 +36,8 @@ class Request:
     name: str = "out"
     eval_classification: bool = False
     eval_ood_calibration: bool = False
+    eval_scod: bool = False
+    complexity: bool = False
     max_eval: int | None = None
     config_entries: Sequence[str] = ()
     dataset: str | None = None
@@ -70,6 +72,8 @@ def evaluate(request: Request) -> Report:
         ood_datasets=request.ood_dataset,
         classification=request.eval_classification,
         ood_calibration=request.eval_ood_calibration,
+        scod=request.eval_scod,
+        complexity=request.complexity,
         max_batches=request.max_eval,
         config_entries=request.config_entries,
         batch_size=request.batch_size,

@@ -13,13 +13,18 @@ def one(seed: int, value: float, **changes: object) -> RunTables:
     fixed = {"model": "m", "dataset": "d", "seed": seed, "output_folder": f"runs{seed}", "lr": 0.1, **changes}
     run = f"run{seed}"
     ood = pd.DataFrame([{"OOD dataset": "o", "Score": "s", "Metric": "AUROC", "Value": value, "Run": run}])
-    clf = pd.DataFrame([{"Metric": "Accuracy", "Value": value / 2, "Run": run}])
+    clf = pd.DataFrame(
+        [
+            {"Score": "", "Metric": "Accuracy", "Value": value / 2, "Run": run},
+            {"Score": "s", "Metric": "AURC", "Value": value / 3, "Run": run},
+        ]
+    )
     return RunTables(fixed, ood, clf)
 
 
 def test_mean_and_standard_error_over_seeds() -> None:
     (entry,) = aggregate([one(1, 90.0), one(2, 96.0), one(3, 93.0)])
-    assert entry["mean"] == {"Accuracy": 46.5, "o/s/AUROC": 93.0}
+    assert entry["mean"] == {"Accuracy": 46.5, "s/AURC": 31.0, "o/s/AUROC": 93.0}
     assert math.isclose(entry["standard_error"]["o/s/AUROC"], 3.0 / math.sqrt(3))
     assert entry["values"]["o/s/AUROC"] == [90.0, 96.0, 93.0]
     assert entry["info"] == {
@@ -41,7 +46,7 @@ def test_metrics_that_not_all_runs_have_are_left_out() -> None:
     extra = with_more.ood.assign(**{"OOD dataset": "other"})
     more = RunTables(with_more.fixed, pd.concat([with_more.ood, extra]), with_more.clf)
     (entry,) = aggregate([one(1, 90.0), more])
-    assert set(entry["mean"]) == {"Accuracy", "o/s/AUROC"}
+    assert set(entry["mean"]) == {"Accuracy", "s/AURC", "o/s/AUROC"}
 
 
 def test_a_method_without_classes() -> None:

@@ -27,8 +27,9 @@ def aggregate(runs: Sequence[RunTables]) -> list[dict[str, Any]]:
     """One entry for each experiment, a set of runs that differ only in seed.
 
     Each entry holds ``info`` (model, data set, seeds, run folders, number of runs), and by flat metric name
-    (``Accuracy``, ``<OOD set>/<score>/<metric>``) the ``mean``, the ``standard_error`` (``std(ddof=1)/sqrt(runs)``,
-    ``null`` for a single run) and the ``values`` of all runs in the order of ``info.runs``.
+    (``Accuracy``, ``<score>/<metric>``, ``<OOD set>/<score>/<metric>``) the ``mean``, the ``standard_error``
+    (``std(ddof=1)/sqrt(runs)``, ``null`` for a single run) and the ``values`` of all runs, in the order of
+    ``info.runs``.
     """
     experiments: dict[str, list[RunTables]] = {}
     for run in runs:
@@ -67,7 +68,8 @@ def _entry(members: Sequence[RunTables]) -> dict[str, Any]:
 def _flat(run: RunTables) -> dict[str, float]:
     numbers: dict[str, float] = {}
     if len(run.clf):
-        numbers |= dict(zip(run.clf["Metric"], run.clf["Value"], strict=True))
+        names = (run.clf["Score"] + "/").where(run.clf["Score"] != "", "") + run.clf["Metric"]
+        numbers |= dict(zip(names, run.clf["Value"], strict=True))
     if len(run.ood):
         names = run.ood["OOD dataset"] + "/" + run.ood["Score"] + "/" + run.ood["Metric"]
         numbers |= dict(zip(names, run.ood["Value"], strict=True))

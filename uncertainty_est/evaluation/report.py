@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from uncertainty_est import checkpoints
 from uncertainty_est.data.module import OODDataModule
@@ -21,6 +22,7 @@ from uncertainty_est.evaluation import plots
 from uncertainty_est.evaluation.adversarial import Arena, AttackOptions
 from uncertainty_est.evaluation.aggregate import RunTables, aggregate
 from uncertainty_est.evaluation.certify import CertifyOptions, certify_run
+from uncertainty_est.evaluation.complexity import complexity_table
 from uncertainty_est.evaluation.plane import score_plane
 from uncertainty_est.evaluation.samples import sample_figure
 from uncertainty_est.evaluation.scoring import ScoredRun, save_scores, score_run
@@ -42,6 +44,8 @@ class Options:
         ood_datasets: OOD sets in place of the run's own; empty means the run's own.
         classification: write ``clf-<name>.csv``.
         ood_calibration: add rows for the predictions' divergence from uniform on OOD data.
+        scod: add rows of selective classification among OOD inputs, for methods with classes.
+        complexity: write ``complexity-<name>.csv``.
         max_batches: limit for every data set.
         config_entries: dotted keys of the run's configuration that become columns.
         batch_size: in place of the run's ``eval_batch_size``.
@@ -58,6 +62,8 @@ class Options:
     ood_datasets: Sequence[str] = ()
     classification: bool = False
     ood_calibration: bool = False
+    scod: bool = False
+    complexity: bool = False
     max_batches: int | None = None
     config_entries: Sequence[str] = ()
     batch_size: int | None = None
@@ -78,6 +84,7 @@ class Report:
         files: tables and figures written, in order.
         certificates: a table of each run that was certified, empty of one without certificates.
         attacks: a table of each run that was attacked, empty of one without classes.
+        complexities: a table of each run whose size and operations were counted.
     """
 
     runs: list[RunTables] = field(default_factory=list)
@@ -85,6 +92,7 @@ class Report:
     files: list[Path] = field(default_factory=list)
     certificates: list[pd.DataFrame] = field(default_factory=list)
     attacks: list[pd.DataFrame] = field(default_factory=list)
+    complexities: list[pd.DataFrame] = field(default_factory=list)
 
     @property
     def ood(self) -> pd.DataFrame:
@@ -105,6 +113,11 @@ class Report:
     def attack(self) -> pd.DataFrame:
         """All rows of attacks."""
         return _concat(self.attacks)
+
+    @property
+    def complexity(self) -> pd.DataFrame:
+        """All rows of sizes and operations."""
+        return _concat(self.complexities)
 
 
 # What a caller on a higher floor provides: the schema of a saved configuration and how to build its data.
@@ -151,6 +164,9 @@ def evaluate_runs(folders: Mapping[str, Path], options: Options, load_run: LoadR
                     table, arrays = arena.attack_run(info, run, data, scored)
                     report.attacks.append(table)
                     _save_arrays(options, f"{_slug(name)}.attacked.npz", arrays)
+            if options.complexity:
+                with _failure_listed(report, name):
+                    report.complexities.append(complexity_table(info, run.method, _one_batch(data, options)))
             if options.figures:
                 draw(report, name, run, data, scored, options)
         write_tables(report, options)
@@ -212,6 +228,8 @@ def write_tables(report: Report, options: Options) -> None:
         tables[f"cert-{name}.csv"] = report.cert
     if options.attack is not None:
         tables[f"attack-{name}.csv"] = report.attack
+    if options.complexity:
+        tables[f"complexity-{name}.csv"] = report.complexity
     failed = out / f"failed-{name}.csv"
     if report.failed:
         tables[failed.name] = pd.DataFrame(report.failed)
@@ -290,17 +308,22 @@ def _info(name: str, run: checkpoints.Run, options: Options) -> RunInfo:
 
 def _add(report: Report, info: RunInfo, run: checkpoints.Run, scored: ScoredRun, options: Options) -> None:
     groups = run.fixed.get("ood_groups") or {}
-    ood = ood_table(info, scored, groups, calibration=options.ood_calibration)
+    ood = ood_table(info, scored, groups, calibration=options.ood_calibration, scod=options.scod)
     clf = clf_table(info, scored)
     scaled = scaled_run(scored)
     if scaled is not None:
-        scaled_ood = ood_table(info, scaled, groups, calibration=options.ood_calibration)
+        scaled_ood = ood_table(info, scaled, groups, calibration=options.ood_calibration, scod=options.scod)
         ood = _concat([ood, mark_ood(scaled_ood)])
         clf = _concat([clf, mark_clf(clf_table(info, scaled), scaled.temperature)])
     report.runs.append(RunTables(run.fixed, ood, clf))
     for ood_name, sentence in scored.failed.items():
         report.failed.append({"Run": info.run, "OOD dataset": ood_name, "Error": sentence})
     save_scores(_scores_folder(options) / f"{_slug(info.run)}.npz", scored)
+
+
+def _one_batch(data: OODDataModule, options: Options) -> Tensor:
+    """Of the run's own ID test set, on the method's device."""
+    return next(iter(data.id_test_loader(device=options.device)))[0]
 
 
 def _scores_folder(options: Options) -> Path:

@@ -13,9 +13,10 @@ from uncertainty_est.evaluation.scoring import Scored, ScoredRun
 from uncertainty_est.metrics.calibration import classification_metrics, uniform_divergence
 from uncertainty_est.metrics.confidence import ood_estimates
 from uncertainty_est.metrics.ood import ood_metrics
+from uncertainty_est.metrics.selective import scod_metrics, selective_metrics
 
-# NLL and the divergence are in nats; every other number is a share and shown in percent.
-_IN_NATS = ("NLL", "KL from uniform")
+# These are in nats; every other number is a share and shown in percent.
+_IN_NATS = ("NLL", "Predictive entropy", "KL from uniform")
 # Score of the rows that are about confidence itself, whatever scores a method has.
 CONFIDENCE = "max p(y|x)"
 # An input is predicted with confidence where a class gets more than this.
@@ -70,11 +71,14 @@ def ood_table(
     groups: Mapping[str, Sequence[str]],
     *,
     calibration: bool = False,
+    scod: bool = False,
     n_boot: int = 500,
 ) -> pd.DataFrame:
     """One row for each OOD set (and group mean), score and metric, with its 95 % confidence interval.
 
-    A method with classes also has the mean confidence ``MMC`` on each OOD set and the share of confident predictions.
+    A method with classes also has the mean confidence ``MMC`` on each OOD set and the share of confident predictions;
+    with `scod` also the metrics of selective classification among the OOD set's inputs, for every score, without
+    intervals.
 
     Columns: the original's seven, the config entries, then ``CI low``, ``CI high`` (same unit as ``Value``),
     ``Headline`` (the method's first score), ``Group`` (of an OOD set; ``mean`` for a group's own rows), ``n_id``,
@@ -109,6 +113,10 @@ def ood_table(
                 middle = {"OOD dataset": name, "Score": score, "Metric": metric, "Value": value}
                 low, high = percent(metric, estimate.low), percent(metric, estimate.high)
                 rows.append(info.row(middle, ours(name, low, high, headline=i == 0)))
+    if scod:
+        for name, score, metric, value in _scod(scored, members):
+            middle = {"OOD dataset": name, "Score": score, "Metric": metric, "Value": value}
+            rows.append(info.row(middle, ours(name, float("nan"), float("nan"), headline=False)))
     for name, data in scored.ood.items():
         means = [(_QUANTITY, metric, values) for metric, values in data.quantities.items()]
         if data.probs is not None:
@@ -142,10 +150,19 @@ def confidences(probs: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def clf_table(info: RunInfo, scored: ScoredRun) -> pd.DataFrame:
-    """One row for each classification and calibration metric, and mean quantity, of the ID test set."""
+    """One row for each classification and calibration metric, and mean quantity, of the ID test set.
+
+    A method with classes also has rows of selective classification, for each score: it alone is in the column
+    ``Score``, which is empty elsewhere.
+    """
     data = scored.id_data
+    numbers = [("", name, value) for name, value in _whole_set(data)]
+    if data.probs is not None:
+        metrics = selective_metrics(_matrix(data), _errors(data))
+        numbers += [(score, *number) for score, *number in _by_score(data, metrics)]
     return pd.DataFrame(
-        info.row({"Metric": name, "Value": value}, {"n_id": len(data.labels)}) for name, value in _whole_set(data)
+        info.row({"Metric": name, "Value": value}, {"Score": score, "n_id": len(data.labels)})
+        for score, name, value in numbers
     )
 
 
@@ -166,6 +183,39 @@ def results_of(scored: ScoredRun, groups: Mapping[str, Sequence[str]], *, seed: 
         if data.quantities:
             ood[name][_QUANTITY] = {metric: float(values.mean()) for metric, values in data.quantities.items()}
     return {"seed": seed, "classification": dict(_whole_set(scored.id_data)), "ood": ood}
+
+
+def _scod(scored: ScoredRun, groups: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str, str, float]]:
+    """Name of an OOD set or group, score, metric and value; nothing of a method without classes."""
+    known = scored.id_data
+    if known.probs is None:
+        return
+    of_set = {
+        name: scod_metrics(_matrix(known), _errors(known), np.stack([data.scores[score] for score in known.scores]))
+        for name, data in scored.ood.items()
+    }
+    for name, members in {**{name: [name] for name in of_set}, **groups}.items():
+        means = {metric: np.mean([of_set[m][metric] for m in members], axis=0) for metric in of_set[members[0]]}
+        for score, metric, value in _by_score(known, means):
+            yield name, score, f"SCOD {metric}", value
+
+
+def _by_score(data: Scored, metrics: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str, float]]:
+    """Score, metric and value in percent, of metrics ``[S]``."""
+    for i, score in enumerate(data.scores):
+        for metric, values in metrics.items():
+            yield score, metric, 100.0 * float(values[i])
+
+
+def _matrix(data: Scored) -> np.ndarray:
+    """All scores, ``[S, N]``."""
+    return np.stack(list(data.scores.values()))
+
+
+def _errors(data: Scored) -> np.ndarray:
+    """Which predictions are wrong, ``[N]``."""
+    assert data.probs is not None
+    return data.probs.argmax(axis=1) != data.labels
 
 
 def _whole_set(data: Scored) -> Iterator[tuple[str, float]]:

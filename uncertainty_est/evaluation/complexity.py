@@ -1,0 +1,41 @@
+"""What it costs to keep a method and to ask it: parameters and floating-point operations."""
+
+from __future__ import annotations
+
+import pandas as pd
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from uncertainty_est.evaluation.tables import RunInfo
+from uncertainty_est.models.base import Method
+
+
+def complexity(method: Method, x: Tensor) -> dict[str, int]:
+    """Sizes of a method, and the operations that all its answers on one input take.
+
+    - ``Parameters``: numbers in all parameters, those that only training uses (a generator) among them.
+    - ``Buffers``: numbers in all buffers: running statistics, fitted densities, replay buffers.
+    - ``FLOPs``: of :meth:`~uncertainty_est.models.base.Method.predict` on the first input, with every pass,
+      member and gradient that it takes. A multiply-add counts as two. Matrix products, convolutions
+      and attention are counted; element-wise operations, reductions and triangular solves are not.
+
+    Args:
+        method: ready to predict.
+        x: ``[B, *data_shape]``, B at least 1, in the network's input space and on the device of `method`.
+
+    Raises:
+        NotFittedError: a post-hoc method before its fit.
+    """
+    with FlopCounterMode(display=False) as counter:
+        method.predict(x[:1])
+    return {
+        "Parameters": sum(p.numel() for p in method.parameters()),
+        "Buffers": sum(b.numel() for b in method.buffers()),
+        "FLOPs": counter.get_total_flops(),
+    }
+
+
+def complexity_table(info: RunInfo, method: Method, x: Tensor) -> pd.DataFrame:
+    """One row for each number of :func:`complexity`."""
+    numbers = complexity(method, x)
+    return pd.DataFrame(info.row({"Metric": name, "Value": value}, {}) for name, value in numbers.items())
