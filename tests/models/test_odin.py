@@ -81,6 +81,17 @@ def test_the_classifiers_own_answers_are_those_at_the_input_itself(network: FC, 
     assert all(p.grad is None for p in network.parameters())
 
 
+def test_an_attack_sees_the_gradient_of_the_classifiers_probabilities(network: FC, batch: Batch) -> None:
+    x = batch[0].clone().requires_grad_()
+    gradients = []
+    for method in (CEBaseline(network), ODIN(network)):
+        prediction = method.eval()._predict(x)
+        assert prediction.probs is not None
+        gradients += torch.autograd.grad(prediction.probs.amax(-1).sum(), x)
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert gradients[0].abs().max() > 0
+
+
 def test_it_chooses_what_an_exhaustive_search_finds_best(network: FC, batch: Batch) -> None:
     temperatures, epsilons = [1.0, 10.0, 1000.0], [0.0, 0.05, 0.2]
     sets = {name: torch.randn(25, 3, generator=torch.Generator().manual_seed(k)) for k, name in enumerate("ab")}

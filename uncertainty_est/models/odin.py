@@ -121,7 +121,12 @@ class ODIN(CEBaseline):
             gradient = value_and_gradient(log_confidence, x.float())[1]
             moved = ascending_step(x, gradient, self.epsilon.float(), self.units.std)
             perturbed = self.network(moved)
-        return {name: value.detach() for name, value in clean.items()} | {"perturbed": perturbed}
+        if torch.is_grad_enabled():
+            # Of a copy of x: whoever wants gradients, such as an attack, wants them at x itself.
+            clean = CEBaseline.outputs(self, x)
+        else:
+            clean = {name: value.detach() for name, value in clean.items()}
+        return clean | {"perturbed": perturbed}
 
     def predict_from(self, outputs: dict[str, Tensor]) -> Prediction:
         classifier = super().predict_from(outputs)
