@@ -123,7 +123,8 @@ def theirs_scod(i: Inputs) -> Numbers:
 def theirs_calibration(i: Inputs) -> Numbers:
     from torch_uncertainty.metrics import classification as tu
 
-    probs, labels = torch.from_numpy(i.probs), torch.from_numpy(i.labels)
+    # Its SmoothCalibrationError refuses float64.
+    probs, labels = torch.from_numpy(i.probs).float(), torch.from_numpy(i.labels)
     metrics = {
         "NLL": tu.CategoricalNLL(),
         "Brier": tu.BrierScore(CLASSES),
