@@ -158,8 +158,7 @@ def clf_table(info: RunInfo, scored: ScoredRun) -> pd.DataFrame:
     data = scored.id_data
     numbers = [("", name, value) for name, value in _whole_set(data)]
     if data.probs is not None:
-        metrics = selective_metrics(_matrix(data), _errors(data))
-        numbers += [(score, *number) for score, *number in _by_score(data, metrics)]
+        numbers += _by_score(data, selective_metrics(_matrix(data), _errors(data)))
     return pd.DataFrame(
         info.row({"Metric": name, "Value": value}, {"Score": score, "n_id": len(data.labels)})
         for score, name, value in numbers
