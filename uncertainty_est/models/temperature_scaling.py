@@ -76,7 +76,12 @@ class Temperature(Fitted):
             NotFittedError: before :meth:`fit`.
         """
         self.require_fit()
-        return (logits.double() / self.temperature).to(logits.dtype)
+        return scale(logits, self.temperature)
+
+
+def scale(logits: Tensor, temperature: Tensor) -> Tensor:
+    """``logits / T``, ``[B, C]``, divided in float64 and in the type of the logits again."""
+    return (logits.double() / temperature).to(logits.dtype)
 
 
 def fit_temperature(logits: Tensor, y: Tensor) -> Tensor:
@@ -161,9 +166,8 @@ def predict_scaled(method: CEBaseline, x: Tensor, temperature: Tensor) -> tuple[
     """:meth:`~Method.predict` of ``x: [B, *data_shape]``, and the same with logits / `temperature`, from one pass."""
     with scoring_mode(method):
         outputs = method.outputs(x)
-        logits = outputs["logits"]
-        scaled = (logits.double() / temperature).to(logits.dtype)
-        return finished(method.predict_from(outputs)), finished(method.predict_from(outputs | {"logits": scaled}))
+        scaled = outputs | {"logits": scale(outputs["logits"], temperature)}
+        return finished(method.predict_from(outputs)), finished(method.predict_from(scaled))
 
 
 def _over_ranks(value: Tensor) -> Tensor:
