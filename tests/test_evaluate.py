@@ -278,3 +278,13 @@ def test_the_summary_shows_accuracy_beside_auroc(runs: Path, tmp_path: Path) -> 
     text = summary(evaluate(request(runs / "ce", tmp_path, no_plots=True)))
     header = next(line for line in text.splitlines() if "Accuracy" in line)
     assert "between" in header
+
+
+def test_scod_and_complexity_where_asked_for(runs: Path, tmp_path: Path) -> None:
+    report = evaluate(request(runs / "ce", tmp_path, eval_scod=True, complexity=True, no_plots=True))
+    assert report.failed == []
+    assert "SCOD AURC" in set(report.ood["Metric"])
+    sizes = pd.read_csv(tmp_path / "complexity-out.csv").set_index("Metric")["Value"]
+    network = checkpoints.load(runs / "ce", run).method.network
+    weights = [p for p in network.parameters() if p.ndim == 2]  # type: ignore[union-attr]
+    assert sizes["FLOPs"] == 2 * sum(w.numel() for w in weights)
