@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from uncertainty_est.evaluation.complexity import complexity, complexity_table
+from uncertainty_est.evaluation.complexity import Counter, complexity, complexity_table
 from uncertainty_est.evaluation.tables import RunInfo
 from uncertainty_est.models.ce_baseline import CEBaseline
 from uncertainty_est.models.mc_dropout import MCDropout
@@ -33,3 +33,10 @@ def test_every_pass_is_counted() -> None:
 def test_the_table_has_a_row_for_each_number() -> None:
     table = complexity_table(RunInfo("r", "CEBaseline", "c", "d", 1, "r"), CEBaseline(network()), X)
     assert dict(zip(table["Metric"], table["Value"], strict=True)) == complexity(CEBaseline(network()), X)
+
+
+def test_gradients_with_respect_to_the_input_are_counted() -> None:
+    x, net = X[:1].clone().requires_grad_(), network().eval().requires_grad_(False)
+    with Counter() as counter:
+        torch.autograd.grad(net(x).logsumexp(-1).sum(), x)
+    assert counter.total == 2 * 2 * MULTIPLY_ADDS
