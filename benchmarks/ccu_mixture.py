@@ -13,10 +13,10 @@ import argparse
 import math
 import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import torch
+from timing import seconds
 from torch import Tensor
 
 from uncertainty_est.densities.spherical_mixture import SphericalMixture
@@ -38,17 +38,6 @@ def step(mixture: SphericalMixture, z: Tensor, log_prob: Callable[[Tensor], Tens
     inputs = [z, mixture.mean, mixture.log_var]
     mean = log_prob(z).mean()
     return [mean.detach(), *torch.autograd.grad(mean, inputs)]
-
-
-def seconds(run: Callable[[], object], repeats: int) -> float:
-    """Median time of one call, after a warm-up."""
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def main() -> int:
@@ -85,8 +74,8 @@ def main() -> int:
         # In turns, so that a machine that slows down slows both.
         ratios, slow, fast = [], [], []
         for _ in range(5):
-            slow.append(seconds(differences, max(1, arguments.repeats // 10)))
-            fast.append(seconds(product, arguments.repeats))
+            slow.append(seconds(differences, max(1, arguments.repeats // 10), warm_up=1))
+            fast.append(seconds(product, arguments.repeats, warm_up=1))
             ratios.append(slow[-1] / fast[-1])
         ratio = statistics.median(ratios)
         kept = kept and ratio >= PROMISED[name]

@@ -12,10 +12,9 @@ import argparse
 import math
 import statistics
 import sys
-import time
-from collections.abc import Callable
 
 import torch
+from timing import seconds
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -113,18 +112,6 @@ def compare(loop: Loop, batch_size: int) -> float:
     return max(float((first - second).abs().max()) for first, second in pairs)
 
 
-def seconds(run: Callable[[], object], repeats: int) -> float:
-    """Median time of one call, after a warm-up."""
-    for _ in range(5):
-        run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=50)
@@ -145,8 +132,8 @@ def main() -> int:
         # In turns, so that a machine that slows down slows both.
         ratios, slow, fast = [], [], []
         for _ in range(5):
-            slow.append(seconds(lambda z=z, y=y: step(loop, z, y), arguments.repeats // 5))
-            fast.append(seconds(lambda z=z, y=y, flows=flows: step(flows, z, y), arguments.repeats))
+            slow.append(seconds(lambda z=z, y=y: step(loop, z, y), arguments.repeats // 5, warm_up=5))
+            fast.append(seconds(lambda z=z, y=y, flows=flows: step(flows, z, y), arguments.repeats, warm_up=5))
             ratios.append(slow[-1] / fast[-1])
         ratio = statistics.median(ratios)
         kept = kept and ratio >= promised and difference <= TOLERANCE

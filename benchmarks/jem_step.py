@@ -14,11 +14,11 @@ import argparse
 import copy
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
+from timing import seconds
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -128,12 +128,6 @@ def difference(x: Tensor, y: Tensor) -> float:
     return max(float((a - b).detach().abs().max()) for a, b in zip(*ends, strict=True))
 
 
-def seconds(step: Step, x: Tensor, y: Tensor) -> float:
-    start = time.perf_counter()
-    step(x, y)
-    return time.perf_counter() - start
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
@@ -152,7 +146,7 @@ def main() -> int:
     for _ in range(arguments.repeats):
         # In turns, so that a machine that slows down slows all.
         for name, step in steps.items():
-            times[name].append(seconds(step, x, y))
+            times[name].append(seconds(lambda step=step: step(x, y)))
     medians = {name: statistics.median(values) for name, values in times.items()}
     of_plain = statistics.median(a / b for a, b in zip(times["ours"], times["plain"], strict=True))
     print(f"WRN-10-2, {arguments.batch_size} images of 32 x 32, 20 SGLD steps, {arguments.threads} thread(s)\n")

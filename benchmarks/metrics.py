@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from timing import seconds
 from torchmetrics import Metric
 from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 
@@ -140,12 +140,6 @@ PARTS: dict[str, tuple[Callable[[Inputs], Numbers], Callable[[Inputs], Numbers]]
     "with OOD inputs (SCOD)": (ours_scod, theirs_scod),
     "calibration (of one set of probabilities)": (ours_calibration, theirs_calibration),
 }
-
-
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def main() -> int:
