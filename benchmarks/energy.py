@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from protocol import Row, Table, arguments_of, mean_and_error, results_of_tables, write
+from protocol import Row, Table, arguments_of, mean_and_error, results_of_tables, with_error, write
 
 HEAD = """# Energy-based methods
 
@@ -30,6 +30,8 @@ NOTES = """## Notes
   the class, 100, and pushes samples to the flat distribution, as Prior Networks do with outliers.
 - VERA with the published weights (`variant=vera_supervised_published`) had AUROC of 4 (batch 128) and 95 (batch 512)
   on sky in two trials. The default has an entropy weight of 3, a tenth of that weight on classes, and F held near 0.
+  Sky still swings between seeds: 72 to 99 with an entropy weight of 1, 90 with stronger control, 2 with rates that
+  decay; a weight of 1 on classes had 99 on one split, at an accuracy of 89. EPN-V is the stable relative.
 - SSM with LeakyReLU, no noise and weight 1 on classes (`variant=ssm_published`) classified 70 % in a trial, with AUROC
   of 38 on sky. The default is smooth, adds noise of 0.1 and weighs classes 100 times; 1,000 times on Segment.
 """
@@ -142,7 +144,7 @@ def cell(runs: list[dict[str, float]], column: str, listed: float | None = None)
     values = [numbers[column] for numbers in runs if column in numbers]
     if not values:
         return "–"
-    text = "{:.1f} ± {:.1f}".format(*mean_and_error(values))
+    text = with_error(values)
     return text if listed is None else f"{text} ({listed:.1f})"
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from protocol import Row, Table, arguments_of, mean_and_error, results_of_tables, write
+from protocol import Row, Table, arguments_of, mean_and_error, results_of_tables, with_error, write
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
@@ -65,6 +65,12 @@ TABLES = [
     Table("gaussian2d", "Three Gaussians", "gaussian2d", "", [], ROWS, common=COMMON),
     Table("two_moons", "Two moons", "two_moons", "", [], ROWS, common=COMMON),
 ]
+
+
+NOTES = """Score matching sees how the density falls within a cluster, and next to nothing of how much of the data is in
+which of two clusters that are far apart. The others were compared at a constant learning rate, at which the weights of
+clusters go up and down.
+"""
 
 
 class Grid(NamedTuple):
@@ -158,11 +164,10 @@ def main() -> int:
             found = [learned(str(numbers["run_dir"])) for numbers in runs]
             panels[table.name].append((row.label, *found[0]))
             pairs = np.array([distances(grid.true, mass) for grid, mass in found])
-            variation, divergence = (mean_and_error(list(column)) for column in pairs.T)
             accuracy = [numbers["Accuracy"] for numbers in runs if "Accuracy" in numbers]
             cells = [
-                f"{variation[0]:.1f} ± {variation[1]:.1f}",
-                f"{divergence[0]:.3f} ± {divergence[1]:.3f}",
+                with_error(list(pairs[:, 0])),
+                with_error(list(pairs[:, 1]), digits=3),
                 f"{mean_and_error(accuracy)[0]:.1f}" if accuracy else "–",
                 f"{mean_and_error([numbers['minutes'] for numbers in runs])[0]:.1f}",
             ]
@@ -173,7 +178,7 @@ def main() -> int:
         gaussian = torch.distributions.MultivariateNormal(centre.float(), spread).log_prob(grid.points)
         variation_of, divergence_of = distances(grid.true, normalised(gaussian))
         lines.append(f"| {table.title} | one Gaussian | {variation_of:.1f} | {divergence_of:.3f} | – | – |")
-    write("\n".join(lines) + "\n", arguments.output)
+    write("\n".join([*lines, "", NOTES]), arguments.output)
     if arguments.output:
         images = arguments.output.parent / "images"
         images.mkdir(exist_ok=True)

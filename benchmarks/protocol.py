@@ -129,6 +129,12 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
     return mean, math.sqrt(variance / len(values))
 
 
+def with_error(values: list[float], digits: int = 1) -> str:
+    """Mean ± standard error; of a single value that value alone."""
+    mean, error = mean_and_error(values)
+    return f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if len(values) > 1 else "")
+
+
 def arguments_of(description: str, tables: Iterable[Table], *, seeds: int, runs: str) -> argparse.Namespace:
     """The command line that these programs share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
