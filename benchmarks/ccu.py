@@ -16,6 +16,7 @@ import pandas as pd
 from protocol import ROOT, Row, Table, arguments_of, results_of_tables, write
 
 from uncertainty_est.evaluate import Request, evaluate
+from uncertainty_est.evaluation.points import UNIFORM
 
 EPOCHS, ACET_EPOCHS, ACET_STEPS = 10, 5, 10
 POINTS, STEPS, RESTARTS = 100, 200, 5
@@ -141,7 +142,7 @@ def main() -> int:
         for name in OOD
         for m in SHOWN
     ]
-    noise, attacked = "`OOD dataset` == 'uniform_noise'", "`OOD dataset` == 'uniform_noise, attacked'"
+    noise, attacked = (f"`OOD dataset` == '{UNIFORM}{end}'" for end in ("", ", attacked"))
     attacks = [
         ("test error", everywhere, "Test error"),
         ("MMC before", noise, "MMC"),
