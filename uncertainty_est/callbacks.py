@@ -127,6 +127,7 @@ class Pictures(pl.Callback):
 
     def __init__(self) -> None:
         self._validations = 0
+        self._drawn_at = -1  # step: training may end with the validation that was drawn
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
@@ -141,8 +142,9 @@ class Pictures(pl.Callback):
     def _draw(self, trainer: pl.Trainer, method: pl.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(method, Method) and isinstance(data, OODDataModule)
-        if not (trainer.is_global_zero and trainer.loggers):
+        if not (trainer.is_global_zero and trainer.loggers) or trainer.global_step == self._drawn_at:
             return
+        self._drawn_at = trainer.global_step
         # Runs that draw nothing need not wait for the import of Matplotlib.
         from uncertainty_est.evaluation.plane import score_plane
         from uncertainty_est.evaluation.samples import sample_figure

@@ -151,9 +151,7 @@ class ClassGaussians(Fitted):
 
     def __init__(self, num_classes: int, dim: int, min_jitter: float = 0.0) -> None:
         super().__init__()
-        if not 0 <= min_jitter < math.inf:
-            raise ValueError(f"min_jitter must be finite and at least 0, got {min_jitter}")
-        self.min_jitter = min_jitter
+        self.min_jitter = _checked_jitter(min_jitter)
         self.register_buffer("mean", torch.zeros(num_classes, dim, dtype=torch.float64))
         self.register_buffer("scale_tril", torch.zeros(num_classes, dim, dim, dtype=torch.float64))
         self.register_buffer("log_prior", torch.zeros(num_classes, dtype=torch.float64))
@@ -235,9 +233,7 @@ class TiedGaussians(Fitted):
 
     def __init__(self, num_classes: int, dim: int, min_jitter: float = 0.0) -> None:
         super().__init__()
-        if not 0 <= min_jitter < math.inf:
-            raise ValueError(f"min_jitter must be finite and at least 0, got {min_jitter}")
-        self.min_jitter = min_jitter
+        self.min_jitter = _checked_jitter(min_jitter)
         self.register_buffer("mean", torch.zeros(num_classes, dim, dtype=torch.float64))
         self.register_buffer("scale_tril", torch.zeros(dim, dim, dtype=torch.float64))
 
@@ -281,6 +277,12 @@ def _require_shape(statistics: GaussianStatistics, mean: Tensor) -> None:
     shape, got = list(mean.shape), list(statistics.mean.shape)
     if got != shape:
         raise ValueError(f"statistics must be of shape [C, D] = {shape}, got {got}")
+
+
+def _checked_jitter(min_jitter: float) -> float:
+    if not 0 <= min_jitter < math.inf:
+        raise ValueError(f"min_jitter must be finite and at least 0, got {min_jitter}")
+    return min_jitter
 
 
 def _cholesky(covariance: Tensor, min_jitter: float) -> tuple[Tensor, float]:
