@@ -44,6 +44,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--complexity", action="store_true", help="write complexity-<name>.csv: parameters, FLOPs of one input"
     )
+    p.add_argument(
+        "--ensemble",
+        action="store_true",
+        help="add rows of ensembles of the runs with classes that differ only in seed, from the same passes",
+    )
     p.add_argument("--max-eval", type=positive, metavar="N", help="at most N batches of every data set")
     p.add_argument(
         "--config-entries",

@@ -38,6 +38,7 @@ class Request:
     eval_ood_calibration: bool = False
     eval_scod: bool = False
     complexity: bool = False
+    ensemble: bool = False
     max_eval: int | None = None
     config_entries: Sequence[str] = ()
     dataset: str | None = None
@@ -74,6 +75,7 @@ def evaluate(request: Request) -> Report:
         ood_calibration=request.eval_ood_calibration,
         scod=request.eval_scod,
         complexity=request.complexity,
+        ensemble=request.ensemble,
         max_batches=request.max_eval,
         config_entries=request.config_entries,
         batch_size=request.batch_size,

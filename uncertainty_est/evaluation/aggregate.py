@@ -33,12 +33,12 @@ def aggregate(runs: Sequence[RunTables]) -> list[dict[str, Any]]:
     """
     experiments: dict[str, list[RunTables]] = {}
     for run in runs:
-        experiments.setdefault(_experiment(run.fixed), []).append(run)
+        experiments.setdefault(experiment_of(run.fixed), []).append(run)
     return [_entry(members) for members in experiments.values()]
 
 
-def _experiment(fixed: Mapping[str, Any]) -> str:
-    """A text that is equal for runs of one experiment."""
+def experiment_of(fixed: Mapping[str, Any]) -> str:
+    """A text that is equal for runs of one experiment: a resolved configuration without seeds and paths."""
     kept = {key: value for key, value in fixed.items() if key not in _NOT_THE_EXPERIMENT}
     return json.dumps(kept, sort_keys=True, default=str)
 

@@ -23,6 +23,7 @@ from uncertainty_est.evaluation.adversarial import Arena, AttackOptions
 from uncertainty_est.evaluation.aggregate import RunTables, aggregate
 from uncertainty_est.evaluation.certify import CertifyOptions, certify_run
 from uncertainty_est.evaluation.complexity import complexity_table
+from uncertainty_est.evaluation.ensemble import Member, combine, group_members, names_of
 from uncertainty_est.evaluation.plane import score_plane
 from uncertainty_est.evaluation.samples import sample_figure
 from uncertainty_est.evaluation.scoring import ScoredRun, save_scores, score_run
@@ -46,6 +47,7 @@ class Options:
         ood_calibration: add rows for the predictions' divergence from uniform on OOD data.
         scod: add rows of selective classification among OOD inputs, for methods with classes.
         complexity: write ``complexity-<name>.csv``.
+        ensemble: score runs with classes that differ only in seed together as well.
         max_batches: limit for every data set.
         config_entries: dotted keys of the run's configuration that become columns.
         batch_size: in place of the run's ``eval_batch_size``.
@@ -64,6 +66,7 @@ class Options:
     ood_calibration: bool = False
     scod: bool = False
     complexity: bool = False
+    ensemble: bool = False
     max_batches: int | None = None
     config_entries: Sequence[str] = ()
     batch_size: int | None = None
@@ -144,6 +147,7 @@ def evaluate_runs(folders: Mapping[str, Path], options: Options, load_run: LoadR
         run = load_run(folder)
         return run, build_data(_asked_for(run.fixed, options))
 
+    members: list[Member] = []
     arena = Arena(folders, load, options.attack, options.device) if options.attack else None
     for name, folder in folders.items():
         log.info("scoring %s", name)
@@ -151,7 +155,9 @@ def evaluate_runs(folders: Mapping[str, Path], options: Options, load_run: LoadR
             run, data = load(folder)
             scored = score(run, data, options)
             info = _info(name, run, options)
-            _add(report, info, run, scored, options)
+            path = _add(report, info, run.fixed, scored, options)
+            if scored.id_data.probs is not None:
+                members.append(Member(info, run.fixed, path))
             if options.certify is not None:
                 with _failure_listed(report, name):
                     table, arrays = certify_run(
@@ -170,7 +176,29 @@ def evaluate_runs(folders: Mapping[str, Path], options: Options, load_run: LoadR
             if options.figures:
                 draw(report, name, run, data, scored, options)
         write_tables(report, options)
+    if options.ensemble:
+        add_ensembles(report, members, options)
     return report
+
+
+def add_ensembles(report: Report, members: Sequence[Member], options: Options) -> None:
+    """Score together the runs that differ only in seed, from their files, and write rows and figures as of any run."""
+    alone = []
+    for group in group_members(members):
+        if len(group) < 2:
+            alone.append(group[0].info.run)
+            continue
+        info, fixed = names_of(group)
+        log.info("scoring %s of %s", info.run, ", ".join(member.info.run for member in group))
+        with _failure_listed(report, info.run):
+            scored = combine(group)
+            _add(report, info, fixed, scored, options)
+            if options.figures:
+                figures = _figures(scored, title=f"{fixed['model']} on {info.id_dataset}")
+                _save_figures(report, info.run, figures, options)
+        write_tables(report, options)
+    if alone:
+        log.info("no ensemble of %s: no other run differs in its seed alone", ", ".join(alone))
 
 
 @contextmanager
@@ -246,8 +274,6 @@ def draw(
     report: Report, name: str, run: checkpoints.Run, data: OODDataModule, scored: ScoredRun, options: Options
 ) -> None:
     """Score histograms and ROC curves for every score, a reliability diagram, the plane of two features, samples."""
-    folder = options.output_folder / f"figures-{options.name}" / _slug(name)
-    folder.mkdir(parents=True, exist_ok=True)
     figures = _figures(scored, title=f"{run.fixed['model']} on {options.id_dataset or run.fixed['dataset']}")
     if data.data_shape == (2,):
         figures["plane.png"] = score_plane(run.method, data, title=f"{run.fixed['model']}, {run.fixed['dataset']}")
@@ -255,6 +281,12 @@ def draw(
         figure = sample_figure(run.method, data, title=f"{run.fixed['model']}, {run.fixed['dataset']}")
         if figure is not None:
             figures["samples.png"] = figure
+    _save_figures(report, name, figures, options)
+
+
+def _save_figures(report: Report, name: str, figures: Mapping[str, Figure], options: Options) -> None:
+    folder = options.output_folder / f"figures-{options.name}" / _slug(name)
+    folder.mkdir(parents=True, exist_ok=True)
     for file, figure in figures.items():
         plots.save_figure(figure, folder / file)
         report.files.append(folder / file)
@@ -306,8 +338,9 @@ def _info(name: str, run: checkpoints.Run, options: Options) -> RunInfo:
     )
 
 
-def _add(report: Report, info: RunInfo, run: checkpoints.Run, scored: ScoredRun, options: Options) -> None:
-    groups = run.fixed.get("ood_groups") or {}
+def _add(report: Report, info: RunInfo, fixed: Mapping[str, Any], scored: ScoredRun, options: Options) -> Path:
+    """Rows of a run or an ensemble; returns the file of its answers."""
+    groups = fixed.get("ood_groups") or {}
     ood = ood_table(info, scored, groups, calibration=options.ood_calibration, scod=options.scod)
     clf = clf_table(info, scored)
     scaled = scaled_run(scored)
@@ -315,10 +348,12 @@ def _add(report: Report, info: RunInfo, run: checkpoints.Run, scored: ScoredRun,
         scaled_ood = ood_table(info, scaled, groups, calibration=options.ood_calibration, scod=options.scod)
         ood = _concat([ood, mark_ood(scaled_ood)])
         clf = _concat([clf, mark_clf(clf_table(info, scaled), scaled.temperature)])
-    report.runs.append(RunTables(run.fixed, ood, clf))
+    report.runs.append(RunTables(fixed, ood, clf))
     for ood_name, sentence in scored.failed.items():
         report.failed.append({"Run": info.run, "OOD dataset": ood_name, "Error": sentence})
-    save_scores(_scores_folder(options) / f"{_slug(info.run)}.npz", scored)
+    path = _scores_folder(options) / f"{_slug(info.run)}.npz"
+    save_scores(path, scored)
+    return path
 
 
 def _one_batch(data: OODDataModule, options: Options) -> Tensor:

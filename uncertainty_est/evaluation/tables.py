@@ -34,7 +34,7 @@ class RunInfo:
         model_type: class of the method.
         config: name of the model configuration.
         id_dataset: in-distribution data set that was scored.
-        seed: of the run.
+        seed: of the run, or a text of those of an ensemble's members.
         run: path of the run below the folder that was searched.
         entries: values of ``--config-entries``, by the last part of their key.
     """
@@ -43,7 +43,7 @@ class RunInfo:
     model_type: str
     config: str
     id_dataset: str
-    seed: int
+    seed: int | str
     run: str
     entries: Mapping[str, Any] = field(default_factory=dict)
 
