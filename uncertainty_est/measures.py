@@ -76,6 +76,14 @@ def logit_scores(logits: Tensor) -> dict[str, Tensor]:
     return {name: score.float() for name, score in scores.items()}
 
 
+def tempered_confidence(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    r""":math:`\max_c \mathrm{softmax}_c(f / T)`, ``[B]`` in [1/C, 1], of ``f: [B, C]``.
+
+    In float64: at a high temperature all probabilities are equal to some digits.
+    """
+    return (logits.double() / temperature).softmax(-1).amax(-1)
+
+
 def member_scores(probs: Tensor) -> dict[str, Tensor]:
     r"""Scores of M classifiers, or of M stochastic passes of one, higher = more in-distribution.
 

@@ -18,8 +18,9 @@ from uncertainty_est.losses.outlier import entropy_margin, max_log_prob
 from uncertainty_est.models.base import Batch, Prediction, State, load_network
 from uncertainty_est.models.ensemble import Ensemble
 from uncertainty_est.models.raw_units import RawUnits
-from uncertainty_est.models.tuning import Loader, ascending_step, candidates, choose
+from uncertainty_est.models.tuning import Loader, candidates, choose
 from uncertainty_est.networks.base import Network
+from uncertainty_est.samplers.ascent import ascending_step
 from uncertainty_est.samplers.sgld import value_and_gradient
 
 log = logging.getLogger(__name__)

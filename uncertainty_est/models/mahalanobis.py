@@ -16,8 +16,9 @@ from uncertainty_est.errors import NotFittedError
 from uncertainty_est.models.base import Prediction, scoring_mode
 from uncertainty_est.models.ce_baseline import CEBaseline
 from uncertainty_est.models.raw_units import RawUnits
-from uncertainty_est.models.tuning import Loader, ascending_step, candidates, collect, mean_auroc
+from uncertainty_est.models.tuning import Loader, candidates, collect, mean_auroc
 from uncertainty_est.networks.base import Network
+from uncertainty_est.samplers.ascent import ascending_step
 from uncertainty_est.samplers.sgld import value_and_gradient
 
 log = logging.getLogger(__name__)

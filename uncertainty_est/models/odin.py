@@ -13,11 +13,13 @@ from torch import Tensor
 
 from uncertainty_est.errors import NotFittedError
 from uncertainty_est.losses.outlier import max_log_prob
+from uncertainty_est.measures import tempered_confidence
 from uncertainty_est.models.base import Prediction
 from uncertainty_est.models.ce_baseline import CEBaseline
 from uncertainty_est.models.raw_units import RawUnits
-from uncertainty_est.models.tuning import Loader, ascending_step, candidates, choose
+from uncertainty_est.models.tuning import Loader, candidates, choose
 from uncertainty_est.networks.base import Network
+from uncertainty_est.samplers.ascent import ascending_step
 from uncertainty_est.samplers.sgld import value_and_gradient
 
 log = logging.getLogger(__name__)
@@ -132,11 +134,3 @@ class ODIN(CEBaseline):
         classifier = super().predict_from(outputs)
         score = tempered_confidence(outputs["perturbed"], self.temperature)
         return Prediction(classifier.probs, {"ODIN": score} | classifier.scores)
-
-
-def tempered_confidence(logits: Tensor, temperature: float | Tensor) -> Tensor:
-    r""":math:`\max_c \mathrm{softmax}_c(f / T)`, ``[B]`` in [1/C, 1], of ``f: [B, C]``.
-
-    In float64: at a high temperature all probabilities are equal to some digits.
-    """
-    return (logits.double() / temperature).softmax(-1).amax(-1)

@@ -74,18 +74,3 @@ def choose(
     aurocs = mean_auroc(known, unknown)
     best = int(aurocs.argmax())
     return best, float(aurocs[best])
-
-
-def ascending_step(x: Tensor, gradient: Tensor, epsilon: float | Tensor, std: Tensor) -> Tensor:
-    r"""Inputs moved to raise a score by the signs of its gradient, :math:`x + \epsilon\, \mathrm{sign}(\nabla) / s`.
-
-    References:
-        Liang et al., arXiv:1706.02690, Eq. 2. Lee et al., arXiv:1807.03888, Eq. 3.
-
-    Args:
-        x: network inputs, ``[B, *data_shape]``.
-        gradient: of the score of each input in it, likewise.
-        epsilon: in raw units, of pixels in [0, 1].
-        std: s, the standard deviation that the transform divides raw units by, a scalar or ``[C, 1, 1]``.
-    """
-    return x + epsilon * gradient.sign() / std
