@@ -37,6 +37,14 @@ def parser() -> argparse.ArgumentParser:
         help="add rows (t_…) of softmax classifiers scaled by a temperature that their own validation split gives",
     )
     p.add_argument(
+        "--scores",
+        type=lambda text: [name.strip() for name in text.split(",")],
+        default=[],
+        metavar="S,…",
+        help="add rows of post-hoc scores of classifiers, without training: msp, energy, knn:k=10, ash:percentile=80:"
+        "variant=b, …, or all; the README lists them",
+    )
+    p.add_argument(
         "--eval-scod",
         action="store_true",
         help="add rows of selective classification in which every accepted OOD input is an error",

@@ -19,6 +19,7 @@ from uncertainty_est.evaluation.adversarial import AttackOptions
 from uncertainty_est.evaluation.certify import CertifyOptions
 from uncertainty_est.evaluation.report import Options, Report, evaluate_runs
 from uncertainty_est.files import make_folder
+from uncertainty_est.posthoc.base import scores_named
 from uncertainty_est.run import build_data, check_ood_sets, run
 
 _CERTIFIED = "Certified balls: no class gets more than 1.1 / C in them (percent; radii in the run's own metric)"
@@ -47,6 +48,7 @@ class Request:
     batch_size: int | None = None
     no_plots: bool = False
     temperature_scaling: bool = False
+    scores: Sequence[str] = ()
     certify: bool = False
     certify_points: int = 200
     certify_radius: Sequence[float] = ()
@@ -63,9 +65,10 @@ def evaluate(request: Request) -> Report:
     """Find the runs, score them, write tables and figures.
 
     Raises:
-        ConfigError: no run, no such device, or an output folder that cannot be written.
+        ConfigError: no run, no such device or score, or an output folder that cannot be written.
     """
     folders = _folders(request)
+    scores_named(request.scores)  # a slip of the pen is told before anything is scored
     options = Options(
         output_folder=make_folder(request.output_folder, "--output-folder"),
         name=request.name,
@@ -82,6 +85,7 @@ def evaluate(request: Request) -> Report:
         device=device_of(request.device),
         figures=not request.no_plots,
         temperature_scaling=request.temperature_scaling,
+        scores=request.scores,
         certify=_certify_options(request) if request.certify else None,
         attack=_attack_options(request) if request.attack else None,
     )

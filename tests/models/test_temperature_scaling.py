@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from tests.conftest import Trained, compose_points, quick_overrides
 from uncertainty_est import checkpoints
 from uncertainty_est.errors import NotFittedError
+from uncertainty_est.evaluation.reading import Reading
 from uncertainty_est.launch import run_points
 from uncertainty_est.models.ce_baseline import CEBaseline
 from uncertainty_est.models.mc_dropout import MCDropout
@@ -24,7 +25,6 @@ from uncertainty_est.models.temperature_scaling import (
     TemperatureScaling,
     collect_logits,
     fit_temperature,
-    predict_scaled,
     scalable,
 )
 from uncertainty_est.networks.fc import FC
@@ -113,7 +113,7 @@ def test_what_is_a_softmax_of_logits_can_be_scaled_from_outside(network: FC, bat
     logits, y = collect_logits(method, [(x[:30], batch[1][:30]), (x[30:], batch[1][30:])])
     torch.testing.assert_close(logits, network(x))
     assert torch.equal(y, batch[1])
-    plain, scaled = predict_scaled(method, x, torch.tensor(2.0, dtype=torch.float64))
+    plain, scaled = Reading(method, torch.tensor(2.0, dtype=torch.float64)).predict(x)
     expected = method.predict(x)
     assert torch.equal(plain.probs, expected.probs)
     torch.testing.assert_close(scaled.probs, (network(x).detach() / 2).softmax(-1))

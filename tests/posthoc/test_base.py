@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -64,10 +66,18 @@ def test_the_step_goes_up_by_its_length_in_raw_units() -> None:
     weight = torch.tensor([[2.0, -3.0, 0.0]])
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     score = Linear(epsilon=0.25)
-    assert score.needs_inputs() and not Linear(epsilon=0.0).needs_inputs()
     with torch.no_grad():
         moved = score.score_inputs(x, lambda inputs: (inputs * weight, inputs), torch.tensor(0.5))
     # sign (1, -1, 0) times 0.25 / 0.5
     torch.testing.assert_close(moved, ((x + torch.tensor([0.5, -0.5, 0.0])) * weight).sum(-1))
     with pytest.raises(ValueError, match="epsilon must be at least 0"):
         Linear(epsilon=-1.0)
+
+
+def test_the_readme_lists_every_score_with_its_settings() -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    rows = {row[0]: row[1] for row in re.findall(r"^\| `([a-z_]+)`(?: \*)? \|(.*)\|$", readme, flags=re.MULTILINE)}
+    for name, cls in all_scores().items():
+        assert all(f"`{setting}`" in rows[name] for setting in inspect.signature(cls).parameters), name
+        fitted_to = rows[name].split("|")[1].strip()
+        assert fitted_to == {None: "", "train": "training", "val": "validation"}[cls.split]

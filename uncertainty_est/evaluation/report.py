@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,14 @@ from uncertainty_est.evaluation.certify import CertifyOptions, certify_run
 from uncertainty_est.evaluation.complexity import complexity_table
 from uncertainty_est.evaluation.ensemble import Member, combine, group_members, names_of
 from uncertainty_est.evaluation.plane import score_plane
+from uncertainty_est.evaluation.reading import Reading, fit_scores, std_of
 from uncertainty_est.evaluation.samples import sample_figure
 from uncertainty_est.evaluation.scoring import ScoredRun, save_scores, score_run
 from uncertainty_est.evaluation.tables import RunInfo, clf_table, ood_table
 from uncertainty_est.evaluation.temperature import fit_scaling, mark_clf, mark_ood, scaled_run
 from uncertainty_est.files import write_atomically, write_json, write_npz
+from uncertainty_est.models.ce_baseline import CEBaseline
+from uncertainty_est.posthoc.base import scores_named
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +57,7 @@ class Options:
         device: where to score.
         figures: draw them.
         temperature_scaling: add rows of the answers after temperature scaling, where they are a softmax of logits.
+        scores: post-hoc scores to compute as well, as ``--scores`` names them, where there are features and logits.
         certify: write ``cert-<name>.csv`` for the runs whose methods have certificates.
         attack: write ``attack-<name>.csv`` for the runs whose methods have classes.
     """
@@ -73,6 +77,7 @@ class Options:
     device: str = "cpu"
     figures: bool = True
     temperature_scaling: bool = False
+    scores: Sequence[str] = ()
     certify: CertifyOptions | None = None
     attack: AttackOptions | None = None
 
@@ -219,16 +224,29 @@ def score(run: checkpoints.Run, data: OODDataModule, options: Options) -> Scored
     """
     data.setup("test")
     check_splits(run, data)
-    scaling = fit_scaling(run.path.name, run.method, data, options.device) if options.temperature_scaling else None
-    return score_run(
+    reading, failed_scores = _reading(run, data, options)
+    scored = score_run(
         run.method,
         data,
         _ood_names(run.fixed, options),
         id_name=options.id_dataset,
         device=options.device,
         max_batches=options.max_batches,
-        scaling=scaling,
+        reading=reading,
     )
+    return replace(scored, failed_scores=failed_scores)
+
+
+def _reading(run: checkpoints.Run, data: OODDataModule, options: Options) -> tuple[Reading | None, list[str]]:
+    """What is read of every batch beside a run's own answers, if anything, and which scores could not be fitted."""
+    method, device = run.method, options.device
+    temperature = fit_scaling(run.path.name, method, data, device) if options.temperature_scaling else None
+    scores, failed = fit_scores(scores_named(options.scores), method, data, device) if options.scores else ([], [])
+    if temperature is None and not scores:
+        return None, failed
+    assert isinstance(method, CEBaseline)  # only those are scaled, or have fitted scores
+    std = std_of(run.fixed["transform"], data.data_shape).to(device)
+    return Reading(method, temperature, scores, std), failed
 
 
 def check_entries(folders: Sequence[Path], entries: Sequence[str]) -> None:
@@ -351,6 +369,7 @@ def _add(report: Report, info: RunInfo, fixed: Mapping[str, Any], scored: Scored
     report.runs.append(RunTables(fixed, ood, clf))
     for ood_name, sentence in scored.failed.items():
         report.failed.append({"Run": info.run, "OOD dataset": ood_name, "Error": sentence})
+    report.failed += [{"Run": info.run, "OOD dataset": "", "Error": sentence} for sentence in scored.failed_scores]
     path = _scores_folder(options) / f"{_slug(info.run)}.npz"
     save_scores(path, scored)
     return path

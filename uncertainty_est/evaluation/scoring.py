@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.errors import DataError
+from uncertainty_est.evaluation.reading import Reading
 from uncertainty_est.files import write_npz
 from uncertainty_est.models.base import Method, Prediction
 
@@ -22,14 +23,6 @@ log = logging.getLogger(__name__)
 
 # Before the names of what is computed after temperature scaling.
 SCALED = "t_"
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """A temperature, and the predictions of a batch without and with it, from one pass."""
-
-    temperature: float
-    predict: Callable[[Tensor], tuple[Prediction, Prediction]]
 
 
 @dataclass(frozen=True)
@@ -60,42 +53,40 @@ class ScoredRun:
         ood: by name of the OOD set.
         failed: name of an OOD set to the sentence that says why it could not be read.
         temperature: of the scaled answers, if there are any.
+        failed_scores: a sentence for each post-hoc score that was asked for and could not be computed.
     """
 
     id_data: Scored
     ood: dict[str, Scored]
     failed: dict[str, str] = field(default_factory=dict)
     temperature: float | None = None
+    failed_scores: list[str] = field(default_factory=list)
 
 
 def score_loader(
     method: Method,
     loader: Iterable[tuple[Tensor, Tensor]],
     max_batches: int | None = None,
-    scaling: Scaling | None = None,
+    reading: Reading | None = None,
 ) -> Scored:
     """Answers of `method` on the first `max_batches` batches of `loader` (all of them if ``None``).
 
-    With `scaling` they hold the answers after it as well, from the same pass.
+    With `reading` they hold what it adds to them.
     Results stay on the device until the last batch; between batches only the count of non-finite scores comes back.
 
     Raises:
         DataError: there was no batch.
     """
     labels: list[Tensor] = []
-    predictions: list[Prediction] = []
-    scaled: list[Prediction] = []
+    predictions: list[list[Prediction]] = []
     for x, y in islice(loader, max_batches):
         labels.append(y)
-        if scaling is None:
-            predictions.append(method.predict(x))
-        else:
-            for kept, prediction in zip((predictions, scaled), scaling.predict(x), strict=True):
-                kept.append(prediction)
+        predictions.append(reading.predict(x) if reading else [method.predict(x)])
     if not labels:
         raise DataError("there is nothing to score: the data set is empty")
     y_all = _to_numpy(labels)
-    return _scored(method, y_all, predictions, _scored(method, y_all, scaled) if scaled else None)
+    plain, *scaled = zip(*predictions, strict=True)
+    return _scored(method, y_all, plain, _scored(method, y_all, scaled[0]) if scaled else None)
 
 
 def _scored(
@@ -123,7 +114,7 @@ def score_run(
     id_name: str | None = None,
     device: torch.device | str = "cpu",
     max_batches: int | None = None,
-    scaling: Scaling | None = None,
+    reading: Reading | None = None,
 ) -> ScoredRun:
     """Answers of `method` on the ID test set and on the test split of every named OOD set, one pass each.
 
@@ -133,17 +124,18 @@ def score_run(
     """
     method = method.to(device)
     id_loader = data.ood_loader(id_name, "test", device=device) if id_name else data.id_test_loader(device=device)
-    id_data = score_loader(method, id_loader, max_batches, scaling)
+    id_data = score_loader(method, id_loader, max_batches, reading)
     ood: dict[str, Scored] = {}
     failed: dict[str, str] = {}
     for name in ood_names:
         try:
             loader = data.ood_loader(name, "test", device=device)
-            ood[name] = score_loader(method, loader, max_batches, scaling)
+            ood[name] = score_loader(method, loader, max_batches, reading)
         except DataError as error:
             failed[name] = str(error)
             log.error("OOD set '%s' is left out: %s", name, error)
-    return ScoredRun(id_data, ood, failed, scaling.temperature if scaling else None)
+    temperature = reading.temperature if reading else None
+    return ScoredRun(id_data, ood, failed, None if temperature is None else float(temperature))
 
 
 def save_scores(path: Path, scored: ScoredRun) -> None:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from functools import partial
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from uncertainty_est.data.module import OODDataModule
-from uncertainty_est.evaluation.scoring import SCALED, Scaling, Scored, ScoredRun
+from uncertainty_est.evaluation.scoring import SCALED, Scored, ScoredRun
 from uncertainty_est.models.base import Method
-from uncertainty_est.models.temperature_scaling import collect_logits, fit_temperature, predict_scaled, scalable
+from uncertainty_est.models.temperature_scaling import collect_logits, fit_temperature, scalable
 
 log = logging.getLogger(__name__)
 
 
-def fit_scaling(name: str, method: Method, data: OODDataModule, device: torch.device | str) -> Scaling | None:
-    """The temperature of a run, fitted to the whole of its own validation split, and how to predict with it.
+def fit_scaling(name: str, method: Method, data: OODDataModule, device: torch.device | str) -> Tensor | None:
+    """The temperature of a run, a float64 scalar, fitted to the whole of its own validation split.
 
     ``None``, and that is told in the log, for a method whose probabilities are no softmax of logits.
 
@@ -35,7 +35,7 @@ def fit_scaling(name: str, method: Method, data: OODDataModule, device: torch.de
         return None
     temperature = fit_temperature(*collect_logits(method, loader))
     log.info("%s: temperature %.4f", name, temperature)
-    return Scaling(float(temperature), partial(predict_scaled, method, temperature=temperature))
+    return temperature
 
 
 def scaled_run(scored: ScoredRun) -> ScoredRun | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed
 
 from uncertainty_est.densities.fitted import Fitted
-from uncertainty_est.models.base import Prediction, finished, scoring_mode
+from uncertainty_est.models.base import Prediction, scoring_mode
 from uncertainty_est.models.ce_baseline import CEBaseline
 from uncertainty_est.networks.base import Network
 
@@ -160,14 +160,6 @@ def scalable(method: object, x: Tensor) -> TypeGuard[CEBaseline]:
         logits = method.outputs(x)["logits"]
     probs = method.predict(x).probs
     return probs is not None and torch.allclose(probs.float(), logits.softmax(-1), atol=1e-5)
-
-
-def predict_scaled(method: CEBaseline, x: Tensor, temperature: Tensor) -> tuple[Prediction, Prediction]:
-    """:meth:`~Method.predict` of ``x: [B, *data_shape]``, and the same with logits / `temperature`, from one pass."""
-    with scoring_mode(method):
-        outputs = method.outputs(x)
-        scaled = outputs | {"logits": scale(outputs["logits"], temperature)}
-        return finished(method.predict_from(outputs)), finished(method.predict_from(scaled))
 
 
 def _over_ranks(value: Tensor) -> Tensor:

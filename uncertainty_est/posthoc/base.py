@@ -6,7 +6,7 @@ import inspect
 import pkgutil
 import types
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -79,10 +79,6 @@ class PosthocScore(ABC):
             NotFittedError: before :meth:`fit`, where there is one.
         """
 
-    def needs_inputs(self) -> bool:
-        """Whether it is computed from inputs, by :meth:`PerturbedScore.score_inputs`, in passes of its own."""
-        return False
-
     def require(self, state: State | None) -> State:
         """State that :meth:`fit` has set.
 
@@ -100,7 +96,7 @@ class PerturbedScore(PosthocScore):
     .. math:: S(\hat x), \quad \hat x = x + \tfrac{\epsilon}{s}\, \mathrm{sign} \nabla_x R(x)
 
     with the standard deviations s of the transform, so that :math:`\epsilon` is in units of pixels in [0, 1];
-    :meth:`raised` says what R is. Without a step no pass but the shared one is needed.
+    :meth:`raised` says what R is. Without a step :meth:`score` is all, and no pass but the shared one is needed.
 
     References:
         Liang et al., arXiv:1706.02690, Eq. 2.
@@ -116,9 +112,6 @@ class PerturbedScore(PosthocScore):
         if not epsilon >= 0:
             raise ValueError(f"epsilon must be at least 0, got {epsilon}")
         self.epsilon = epsilon
-
-    def needs_inputs(self) -> bool:
-        return self.epsilon > 0
 
     def raised(self, features: Tensor, logits: Tensor) -> Tensor:
         """R, ``[B]``, differentiable; the score itself if not overridden."""
@@ -142,8 +135,12 @@ def all_scores() -> dict[str, type[PosthocScore]]:
     """Every score of the package by its name, in alphabetical order, whether what it needs is installed or not."""
     for module in pkgutil.iter_modules(posthoc.__path__, posthoc.__name__ + "."):
         import_module(module.name)
-    ours = [cls for cls in _subclasses(PosthocScore) if cls.__module__.startswith(posthoc.__name__)]
-    return dict(sorted((cls.name, cls) for cls in ours if not inspect.isabstract(cls)))
+    found = {
+        cls.name: cls
+        for cls in _subclasses(PosthocScore)
+        if cls.__module__.startswith(posthoc.__name__) and not inspect.isabstract(cls)
+    }
+    return dict(sorted(found.items()))
 
 
 def scores_named(names: Iterable[str]) -> list[PosthocScore]:
@@ -207,5 +204,8 @@ def _setting(cls: type[PosthocScore], text: str) -> tuple[str, Any]:
 _TRUTH = {"true": True, "false": False}
 
 
-def _subclasses(cls: type) -> list[type[PosthocScore]]:
-    return [found for direct in cls.__subclasses__() for found in [direct, *_subclasses(direct)]]
+def _subclasses(cls: type) -> Iterator[type[Any]]:
+    subclasses: list[type[Any]] = cls.__subclasses__()
+    for direct in subclasses:
+        yield direct
+        yield from _subclasses(direct)

@@ -80,8 +80,7 @@ class GEN(PosthocScore):
     r"""Generalised entropy of the largest probabilities, :math:`-\sum_{j \le M} p_{(j)}^\gamma (1 - p_{(j)})^\gamma`.
 
     References:
-        Liu, Lochman and Zach, "GEN: Pushing the Limits of Softmax-Based Out-of-Distribution Detection", CVPR 2023,
-        Eq. 3.
+        Liu, Lochman and Zach, "GEN: Pushing the Limits of Softmax-Based Out-of-Distribution Detection", CVPR 2023.
 
     Args:
         gamma: :math:`\gamma` in (0, 1].
