@@ -213,7 +213,7 @@ class LeaveOutEnsemble(Ensemble):
 
         def log_confidence(copies: Tensor) -> Tensor:
             clean.append(self.padded(self.own_logits(copies)))
-            return max_log_prob(clean[0] / self.temperature)
+            return max_log_prob(clean[0].double() / self.temperature)
 
         # A copy of the input for each member: the gradient of the sum is then each one's own, from one pass back.
         gradient = value_and_gradient(log_confidence, x.float().expand(len(self.members), *x.shape))[1]
