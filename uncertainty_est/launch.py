@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -26,8 +27,10 @@ from uncertainty_est.run import check_ood_sets, run
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 
-def points_of(config: DictConfig, source_dir: Path) -> list[dict[str, Any]]:
+
+def points_of(config: DictConfig, source_dir: Path, further_sources: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The resolved and validated ``fixed`` of every run that a composed configuration asks for.
 
     Every point is checked before the first one runs.
@@ -35,6 +38,7 @@ def points_of(config: DictConfig, source_dir: Path) -> list[dict[str, Any]]:
     Args:
         config: the composed configuration, with sections ``fixed`` and ``grid``.
         source_dir: folder of the data sets' YAML files.
+        further_sources: names of data sets to describe in ``fixed.sources`` beside those that ``fixed`` names.
 
     Raises:
         ConfigError: with all problems of a point at once.
@@ -49,7 +53,7 @@ def points_of(config: DictConfig, source_dir: Path) -> list[dict[str, Any]]:
         for key, value in override.items():
             OmegaConf.update(point.fixed, key, value, merge=False)
         try:
-            inline_sources(point.fixed, source_dir, grid_dataset_names(grid))
+            inline_sources(point.fixed, source_dir, [*grid_dataset_names(grid), *further_sources])
             fixed = as_dict(OmegaConf.to_container(point.fixed, resolve=True, throw_on_missing=True))
         except OmegaConfBaseException as error:
             raise ConfigError(f"{error.full_key or 'fixed'}: {str(error).splitlines()[0]}") from error
@@ -86,19 +90,28 @@ def adopt_network(fixed: dict[str, Any]) -> None:
 
 
 def run_points(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Run one point after another; one that fails does not hinder those after it.
+    """:func:`run` for one point after another, see :func:`start_points`."""
+    return start_points(points, run)
+
+
+def start_points(points: list[dict[str, Any]], start: Callable[..., T]) -> list[T]:
+    """Start one point after another; one that fails does not hinder those after it.
+
+    Args:
+        points: the resolved ``fixed`` of each.
+        start: called with the keys of a point, as ``run`` is; its results are returned.
 
     Raises:
         Exception: the failure itself where there is one point; for a grid, a ConfigError that counts the failures,
             after all points have been tried and every failure logged.
     """
     if len(points) == 1:
-        return [run(**points[0])]
+        return [start(**points[0])]
     results, failures = [], []
     for number, point in enumerate(points, 1):
         log.info("grid point %d of %d", number, len(points))
         try:
-            results.append(run(**point))
+            results.append(start(**point))
         except Exception as error:  # noqa: BLE001 (logged and counted; the points after it must still run)
             log.error(
                 "grid point %d of %d failed: %s",

@@ -103,10 +103,7 @@ def run(
         TrainingError: the loss diverged.
     """
     fixed = dict(locals())  # the first statement, so that nothing but the arguments is in it
-    validate(fixed, run)
-    check_ood_sets(fixed)
-    if on_divergence not in ON_DIVERGENCE:
-        raise ConfigError(f"fixed.on_divergence: must be one of {', '.join(ON_DIVERGENCE)}, got '{on_divergence}'")
+    check_settings(fixed)
     pl.seed_everything(seed, workers=True, verbose=False)
 
     data = build_data(fixed)
@@ -131,6 +128,19 @@ def run(
         log.info("run folder: %s", run_dir)
     trainer.strategy.barrier("scored")
     return results
+
+
+def check_settings(fixed: Mapping[str, Any]) -> None:
+    """All that can be said of a resolved `fixed` before anything is built.
+
+    Raises:
+        ConfigError: a key, name or combination that cannot be run.
+    """
+    validate(fixed, run)
+    check_ood_sets(fixed)
+    on_divergence = fixed.get("on_divergence", ON_DIVERGENCE[0])
+    if on_divergence not in ON_DIVERGENCE:
+        raise ConfigError(f"fixed.on_divergence: must be one of {', '.join(ON_DIVERGENCE)}, got '{on_divergence}'")
 
 
 def check_ood_sets(fixed: Mapping[str, Any]) -> None:

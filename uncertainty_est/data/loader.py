@@ -37,7 +37,8 @@ class TensorLoader:
     none is too small for batch normalisation. Every item comes once in an epoch, and all ranks have the
     same number of batches, as collective operations need. Without shuffling, rank r has the items r, r +
     world_size, ... Shuffling draws one permutation for all ranks in each epoch and leaves out the few items
-    that would make ranks unequal.
+    that would make ranks unequal. With `epoch_items` an epoch has that many items, whatever N: it goes through the
+    split again and again, each time in another order, so that items come equally often up to one.
 
     Args:
         split: the items, or a function that loads them when they are first needed.
@@ -45,13 +46,14 @@ class TensorLoader:
         transform: applied to every batch; ``None`` for items that are already the network's input.
         augment: also apply the transform's random augmentation.
         shuffle: a new order in every epoch.
+        epoch_items: length of a shuffled epoch; ``None`` for N.
         seed: of order and augmentation; with the number of the epoch (and the rank) it determines both.
         device: where batches are put.
         rank: of this process.
         world_size: number of processes that share the split.
 
     Raises:
-        ValueError: a batch size or rank that makes no sense, or augmentation without a transform.
+        ValueError: a batch size, rank or length that makes no sense, or augmentation without a transform.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class TensorLoader:
         transform: Transform | None = None,
         augment: bool = False,
         shuffle: bool = False,
+        epoch_items: int | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
         rank: int = 0,
@@ -73,10 +76,13 @@ class TensorLoader:
             raise ValueError(f"rank must lie in [0, world_size), got {rank} with world_size {world_size}")
         if augment and transform is None:
             raise ValueError("augment needs a transform, got transform=None")
+        if epoch_items is not None and (epoch_items < 1 or not shuffle):
+            raise ValueError(f"epoch_items must be at least 1 and needs shuffle=True, got {epoch_items}")
         self.batch_size = batch_size
         self.transform = transform
         self.augment = augment
         self.shuffle = shuffle
+        self.epoch_items = epoch_items
         self.seed = seed
         self.device = torch.device(device)
         self.rank = rank
@@ -91,7 +97,7 @@ class TensorLoader:
         Raises:
             DataError: the split cannot be loaded or has fewer items than there are processes.
         """
-        n = len(self._load()[1])
+        n = self.epoch_items or len(self._load()[1])
         fewest = n // self.world_size
         if not fewest:
             raise DataError(f"a split of {n} items cannot be shared by {self.world_size} processes; use fewer")
@@ -116,8 +122,10 @@ class TensorLoader:
         """Positions of this rank's items in the order of this epoch."""
         if not self.shuffle:
             return torch.arange(self.rank, n, self.world_size)
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(_seed(self.seed, epoch)))
-        return order[self.rank :: self.world_size][: n // self.world_size]
+        items = self.epoch_items or n
+        generator = torch.Generator().manual_seed(_seed(self.seed, epoch))
+        order = torch.cat([torch.randperm(n, generator=generator) for _ in range(-(-items // n))])[:items]
+        return order[self.rank :: self.world_size][: items // self.world_size]
 
     def _finish(self, x: Tensor, generator: torch.Generator) -> Tensor:
         if self.transform is None:

@@ -61,7 +61,9 @@ class OODDataModule(pl.LightningDataModule):
             "test": dict(test_ood_sources),
         }
         self.seed = seed
+        self._epoch_items: int | None = None
         self._id_splits: dict[SplitName, Split] = {}
+        self._whole_training_split: Split | None = None
         self._ood_splits: dict[tuple[int, SplitName], Split] = {}
 
     def prepare_data(self) -> None:
@@ -89,6 +91,18 @@ class OODDataModule(pl.LightningDataModule):
             self.transform.fit(splits["train"].x)
         self._id_splits = splits
 
+    def train_on(self, rows: Tensor, epoch_items: int | None = None) -> None:
+        """From now on train, and fit after training, on a part of the training split; the transform stays as it is.
+
+        Args:
+            rows: ``[n]`` int64 positions in the whole training split, none twice.
+            epoch_items: number of items in a training epoch, each as often as the others up to one; ``None`` for n.
+        """
+        whole = self._whole_training_split or self._id_split("train")
+        self._whole_training_split = whole
+        self._id_splits["train"] = whole.take(rows)
+        self._epoch_items = epoch_items
+
     def train_dataloader(self) -> JointLoader:
         """Shuffled and augmented batches ``{"id": ..., "ood": ...}``."""
         return self._joint("train", self.batch_size, training=True)
@@ -108,6 +122,13 @@ class OODDataModule(pl.LightningDataModule):
             device=device,
             rank=rank,
             world_size=world_size,
+        )
+
+    def training_items_loader(self, rows: Tensor, *, device: torch.device | str = "cpu") -> TensorLoader:
+        """Like :meth:`plain_loader`, of any positions ``rows: [n]`` in the whole training split."""
+        split = self._whole_training_split or self._id_split("train")
+        return TensorLoader(
+            split.take(rows), self.eval_batch_size, transform=self._transform_of(self.id_source), device=device
         )
 
     def plain_outlier_loader(self, split: SplitName, *, device: torch.device | str = "cpu") -> TensorLoader | None:
@@ -154,9 +175,14 @@ class OODDataModule(pl.LightningDataModule):
         return {name: self.ood_loader(name, split, device=device) for name in self.ood_sources[split]}
 
     @property
+    def training_labels(self) -> Tensor:
+        """Labels of the training items, ``[N]`` int64."""
+        return self._id_split("train").y
+
+    @property
     def class_counts(self) -> Tensor:
         """Number of training items of each class, ``[C]`` int64."""
-        return torch.bincount(self._id_split("train").y, minlength=self.num_classes)
+        return torch.bincount(self.training_labels, minlength=self.num_classes)
 
     def split_indices(self) -> dict[str, np.ndarray]:
         """Positions, in the in-distribution set's own files, of the items of each split."""
@@ -167,7 +193,7 @@ class OODDataModule(pl.LightningDataModule):
     def _joint(self, name: SplitName, batch_size: int, *, training: bool) -> JointLoader:
         device, rank, world_size = self._placement()
 
-        def loader(source: Source, split: Split, seed: int) -> TensorLoader:
+        def loader(source: Source, split: Split, seed: int, epoch_items: int | None = None) -> TensorLoader:
             transform = self._transform_of(source)
             return TensorLoader(
                 split,
@@ -175,13 +201,14 @@ class OODDataModule(pl.LightningDataModule):
                 transform=transform,
                 augment=training and transform is not None,
                 shuffle=training,
+                epoch_items=epoch_items,
                 seed=seed,
                 device=device,
                 rank=rank,
                 world_size=world_size,
             )
 
-        id_loader = loader(self.id_source, self._id_split(name), self.seed)
+        id_loader = loader(self.id_source, self._id_split(name), self.seed, self._epoch_items if training else None)
         if self.ood_source is None:
             return JointLoader(id_loader)
         # Another seed, so that outliers that happen to be the same set come in another order.

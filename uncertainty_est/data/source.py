@@ -38,6 +38,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.y)
 
+    def take(self, rows: Tensor) -> Split:
+        """The items at some positions, ``rows: [n]`` int64, in that order."""
+        return Split(self.x[rows], self.y[rows], self.indices[rows], self.part)
+
 
 class Source(ABC):
     """A data set, in- or out-of-distribution.

@@ -1,4 +1,4 @@
-"""Figures for a paper, from arrays alone: score histograms, ROC curves, reliability diagrams.
+"""Figures for a paper, from arrays alone: score histograms, ROC curves, reliability diagrams, learning curves.
 
 Every figure stands outside pyplot: no display is needed, and nothing has to be closed.
 """
@@ -161,6 +161,36 @@ def reliability_diagram(probs: ArrayLike, labels: ArrayLike, *, title: str) -> F
         transform=axes.transAxes,
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 2},
     )
+    return figure
+
+
+def learning_curves(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]], *, x: str, y: str, title: str
+) -> Figure:
+    """A quantity over another, one line with error bars a name.
+
+    Args:
+        curves: name to positions, means and errors, each ``[n]``; an error that is NaN (of one value) has no bar.
+        x: name of the positions, for the axis.
+        y: name of the quantity.
+        title: of the figure.
+    """
+    figure = Figure(figsize=(_WIDTH, 3.1), layout="constrained")
+    axes = _axes(figure.add_subplot(), title, x, y)
+    for style, (name, (positions, means, errors)) in zip(_styles(len(curves)), curves.items(), strict=True):
+        axes.errorbar(
+            positions,
+            means,
+            np.nan_to_num(errors),
+            label=name,
+            linewidth=1.4,
+            elinewidth=0.8,
+            capsize=2,
+            marker="o",
+            markersize=2.5,
+            **style,
+        )
+    _legend(figure)
     return figure
 
 

@@ -1,0 +1,1 @@
+"""Active learning: a method's own scores choose which inputs are labelled next."""
