@@ -102,7 +102,8 @@ class GEN(PosthocScore):
         self.top = top
 
     def score(self, features: Tensor, logits: Tensor) -> Tensor:
-        log_probs = logits.double().log_softmax(-1)
-        largest = log_probs.topk(min(self.top, logits.shape[-1]), dim=-1).values
-        # 1 - p from its logarithm: a small power magnifies the digits that a difference near p = 1 loses.
-        return -(self.gamma * (largest + torch.log(-largest.expm1()))).exp().sum(-1)
+        log_probs = logits.double().log_softmax(-1).sort(dim=-1, descending=True).values
+        others = log_probs[:, 1:]
+        # 1 - p from what the others have: a small power magnifies the digits that a difference near p = 1 loses.
+        log_complements = torch.cat([others.logsumexp(-1, keepdim=True), torch.log(-others.expm1())], dim=-1)
+        return -(self.gamma * (log_probs + log_complements)[:, : self.top]).exp().sum(-1)

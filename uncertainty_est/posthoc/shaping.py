@@ -116,7 +116,7 @@ class LargestFeatures(ShapedEnergy):
 class ASH(LargestFeatures):
     r"""Energy after activation shaping: features below each input's percentile are 0, the others change.
 
-    ``s``: they are scaled by :math:`e^{s_1 / s_2}`; ``p``: they stay as they are; ``b``: all K get :math:`s_1 / K`.
+    ``s``: they are scaled by :math:`e^{s_1 / s_2}`; ``p``: they stay as they are; ``b``: the K of them that are above 0 become :math:`s_1 / K`.
 
     References:
         Djurisic et al., arXiv:2209.09858, Section 3.
@@ -143,7 +143,8 @@ class ASH(LargestFeatures):
         if self.variant == "s":
             new = kept * self.ratio(features, kept).exp()
         elif self.variant == "b":
-            new = features.mean(-1, keepdim=True).mul(features.shape[-1] / kept.shape[-1]).expand_as(kept)
+            positive = kept > 0
+            new = positive * features.sum(-1, keepdim=True) / positive.sum(-1, keepdim=True).clamp(min=1)
         else:
             new = kept
         return torch.zeros_like(features).scatter(-1, where, new)
