@@ -70,7 +70,7 @@ class Method(pl.LightningModule, ABC):
 
     needs_ood: ClassVar[bool] = False
     """Trains on ``batch["ood"]``, so that ``fixed.ood_dataset`` must be given."""
-    posthoc_split: ClassVar[Literal["train", "val"] | None] = None
+    posthoc_split: Literal["train", "val"] | None = None
     """The split that :meth:`fit_posthoc` reads after training, if any."""
     needs_val_ood: bool = False
     """Chooses settings in :meth:`tune`, so that ``fixed.val_ood_datasets`` must be given."""
