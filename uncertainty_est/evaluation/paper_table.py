@@ -8,16 +8,14 @@ from itertools import groupby
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from uncertainty_est.errors import ConfigError, did_you_mean
+from uncertainty_est.metrics.paired import MIN_PAIRS, TESTS, p_value
 
 ID_GROUP = "ID"
 """Group of the columns that are about the in-distribution test set: accuracy, calibration."""
 LEVEL = 0.05
 """A method whose p-value is at least this is not significantly worse than the best."""
-MIN_PAIRS = 3
-"""With fewer common seeds nothing is tested."""
 
 # Parts of the names of metrics of which more is better; of errors, divergences and confidences on OOD sets, less.
 _MORE_IS_BETTER = ("AUROC", "AUPR", "Accuracy", "Cov@", "resolution")
@@ -51,7 +49,7 @@ class TableOptions:
         scores: a row for each that a method has; empty for each method's headline score.
         by: further columns of the tidy tables that tell methods apart: config entries.
         id_dataset: of the runs; needed where the tables have several.
-        test: a key of :data:`TESTS`.
+        test: a key of :data:`~uncertainty_est.metrics.paired.TESTS`.
     """
 
     metrics: Sequence[str] = ("AUROC",)
@@ -190,80 +188,6 @@ def more_is_better(metric: str) -> bool:
     return any(part in metric for part in _MORE_IS_BETTER)
 
 
-# ------------------------------------------------------------------------------------------------------------ tests
-
-
-def t_test(advantage: np.ndarray) -> float:
-    r"""Student's paired test: :math:`t = \bar d \sqrt n / s_d` with n - 1 degrees of freedom.
-
-    Args:
-        advantage: differences of pairs ``[n]``, n at least 2, not all 0.
-
-    Returns:
-        Probability of as large a mean difference or a larger one if the expectation is 0.
-    """
-    with np.errstate(divide="ignore"):  # equal differences: t is infinite
-        t = advantage.mean() * len(advantage) ** 0.5 / advantage.std(ddof=1)
-    return float(stats.t.sf(t, len(advantage) - 1))
-
-
-def wilcoxon_test(advantage: np.ndarray) -> float:
-    """Wilcoxon's signed-rank test, exact also with ties, which share their mean rank; zeros are left out.
-
-    Args:
-        advantage: differences of pairs ``[n]``, not all 0.
-
-    Returns:
-        Share of the 2^n choices of signs whose sum of positive ranks is as large or larger.
-    """
-    advantage = advantage[advantage != 0]
-    doubled = (2 * stats.rankdata(np.abs(advantage))).astype(int)  # mean ranks are multiples of a half
-    chances = np.ones(1)
-    for rank in doubled:  # the sum with and without this rank, each with probability 1/2
-        chances = (np.append(chances, np.zeros(rank)) + np.append(np.zeros(rank), chances)) / 2
-    return float(chances[doubled[advantage > 0].sum() :].sum())
-
-
-def sign_test(advantage: np.ndarray) -> float:
-    """Exact sign test; zeros are left out.
-
-    Args:
-        advantage: differences of pairs ``[n]``, not all 0.
-
-    Returns:
-        Probability of as many positive signs or more if both are equally likely.
-    """
-    n, positive = int((advantage != 0).sum()), int((advantage > 0).sum())
-    return float(stats.binomtest(positive, n, alternative="greater").pvalue)
-
-
-TESTS: dict[str, tuple[Callable[[np.ndarray], float], str]] = {
-    "t": (t_test, "t-test"),
-    "wilcoxon": (wilcoxon_test, "exact Wilcoxon signed-rank test"),
-    "sign": (sign_test, "exact sign test"),
-}
-"""Name of a paired test to the function, of the best method's advantage in each pair, and what a caption calls it."""
-
-
-def p_value(best: np.ndarray, other: np.ndarray, metric: str, test: str) -> float:
-    """One-sided p-value of `other` being worse than `best`, from the seeds that both have.
-
-    Args:
-        best: values by seed ``[n]``, NaN where there is none.
-        other: likewise.
-        metric: says which direction is better.
-        test: a key of :data:`TESTS`.
-
-    Returns:
-        In [0, 1], 1 where all pairs are equal; NaN with fewer than 3 pairs.
-    """
-    advantage = (best - other) if more_is_better(metric) else (other - best)
-    advantage = advantage[~np.isnan(advantage)]
-    if len(advantage) < MIN_PAIRS:
-        return float("nan")
-    return TESTS[test][0](advantage) if advantage.any() else 1.0
-
-
 # -------------------------------------------------------------------------------------------------------- the steps
 
 
@@ -360,7 +284,9 @@ def _cells(part: pd.DataFrame, column: tuple[str, str, str], test: str) -> pd.Da
     best = mean == (mean.max() if more_is_better(column[2]) else mean.min())
     champion = values[int(best.to_numpy().argmax())]
     nan = float("nan")
-    p = [nan if is_best else p_value(champion, row, column[2], test) for row, is_best in zip(values, best, strict=True)]
+    sign = 1 if more_is_better(column[2]) else -1
+    advantages = sign * (champion - values)
+    p = [nan if is_best else p_value(row, test) for row, is_best in zip(advantages, best, strict=True)]
     cells = wide.index.to_frame(index=False).assign(**dict(zip(_COLUMN, column, strict=True)))
     cells["Mean"] = mean.to_numpy()
     cells["Standard error"] = wide.sem(axis=1, ddof=1).to_numpy()
