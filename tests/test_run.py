@@ -113,6 +113,24 @@ def test_the_best_weights_are_kept(small_data: Data, tmp_path: Path, monkeypatch
     assert equal(weights(result["run_dir"]), seen[1])
 
 
+def test_averaged_weights_are_what_is_kept(small_data: Data, tmp_path: Path) -> None:
+    """An exponential moving average of the weights after each step, from the first step on."""
+    last = ("fixed.checkpoint_config=null", "fixed.earlystop_config=null")
+
+    def after(steps: int, *more: str) -> dict[str, torch.Tensor]:
+        (result,) = start(
+            "fc_ce_baseline", small_data, tmp_path, *last, f"fixed.trainer_config.max_steps={steps}", *more
+        )
+        return weights(result["run_dir"])
+
+    steps = [after(n) for n in (1, 2, 3)]
+    averaged = after(3, "averaging=ema", "fixed.averaging_config.decay=0.75")
+    for key, value in averaged.items():
+        expected = 0.75 * (0.75 * steps[0][key] + 0.25 * steps[1][key]) + 0.25 * steps[2][key]
+        torch.testing.assert_close(value, expected, msg=lambda m, k=key: f"{k}: {m}")
+    assert not equal(averaged, steps[2])
+
+
 def test_val_ood_is_logged_and_selects(small_data: Data, tmp_path: Path) -> None:
     (result,) = start(
         "fc_ce_baseline",

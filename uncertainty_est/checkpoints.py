@@ -190,7 +190,7 @@ def load(path: Path, schema: Callable[..., Any]) -> Run:
 def _check_saved(fixed: Mapping[str, Any], own: Mapping[str, Any], schema: Callable[..., Any]) -> None:
     """Keys of the whole file against the schema; what loading builds against our own classes only."""
     trimmed = {key: own.get(key, value) for key, value in fixed.items()}
-    for key in ("trainer_config", "logger", "checkpoint_config", "earlystop_config"):
+    for key in ("trainer_config", "logger", "checkpoint_config", "earlystop_config", "averaging_config"):
         if key in trimmed:
             trimmed[key] = None  # never built from a saved file
     validate(trimmed, schema, own_only=True)

@@ -56,6 +56,7 @@ def run(
     output_folder: str = "runs",
     checkpoint_config: Mapping[str, Any] | None = None,
     earlystop_config: Mapping[str, Any] | None = None,
+    averaging_config: Mapping[str, Any] | None = None,
     logger: Mapping[str, Any] | None = None,
     on_divergence: str = "stop",
 ) -> dict[str, Any]:
@@ -85,6 +86,7 @@ def run(
         output_folder: where the run's own new folder is made.
         checkpoint_config: node of the checkpoint callback; ``None`` keeps the last weights.
         earlystop_config: node of the early-stopping callback; ``None`` trains to the end.
+        averaging_config: node of the callback that averages weights over steps; ``None`` takes them as they are.
         logger: partial node of a Lightning logger; ``None`` logs nothing.
         on_divergence: what to do when the training loss is no longer a number or exceeds 1e8 in magnitude: ``stop``
             ends the run with an error, what was logged stays; ``restart`` trains anew from fresh weights with a seed
@@ -318,6 +320,8 @@ def build_trainer(fixed: Mapping[str, Any], method: Method, run_dir: Path, watch
         callbacks.append(Pictures())
     if fixed["earlystop_config"]:
         callbacks.append(build(fixed["earlystop_config"]))
+    if fixed["averaging_config"]:
+        callbacks.append(build(fixed["averaging_config"]))
     if fixed["checkpoint_config"]:
         callbacks.append(build(fixed["checkpoint_config"], dirpath=str(run_dir / "checkpoints")))
     make_logger = build(fixed["logger"]) if fixed["logger"] else None
