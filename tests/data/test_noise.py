@@ -74,8 +74,12 @@ def test_uniform_images_have_all_256_values_equally_often() -> None:
 def test_tables_have_the_published_distributions() -> None:
     gauss = GaussianNoise([4]).split("test").x.flatten().numpy()
     uniform = UniformNoise([4]).split("test").x.flatten().numpy()
+    near = UniformNoise([4], reach=2.5).split("test").x.flatten().numpy()
     assert stats.kstest(gauss, "norm").pvalue > 1e-4
     assert stats.kstest(uniform, stats.uniform(-5, 10).cdf).pvalue > 1e-4
+    assert stats.kstest(near, stats.uniform(-2.5, 5).cdf).pvalue > 1e-4
+    with pytest.raises(ValueError, match="reach must be positive, got 0"):
+        UniformNoise([4], reach=0)
     constant = Constant([4]).split("test").x[:, 0].numpy()
     assert stats.kstest(constant, stats.uniform(-5, 10).cdf).pvalue > 1e-4
 

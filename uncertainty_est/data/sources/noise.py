@@ -90,14 +90,28 @@ class GaussianNoise(NoiseSource):
 
 
 class UniformNoise(NoiseSource):
-    """Images: each value one of the integers 0..255. Tables: each feature U(-5, 5)."""
+    """Images: each value one of the integers 0..255. Tables: each feature U(-reach, reach).
 
-    def __init__(self, shape: Sequence[int], split_seed: int = 1, n: int = 10_000) -> None:
+    Args:
+        reach: of tables only, in units of the network's inputs.
+
+    Raises:
+        ValueError: a reach that is not positive.
+    """
+
+    def __init__(self, shape: Sequence[int], split_seed: int = 1, n: int = 10_000, reach: float = 5.0) -> None:
         super().__init__(name="uniform_noise", shape=shape, split_seed=split_seed, n=n)
+        if reach <= 0:
+            raise ValueError(f"reach must be positive, got {reach}")
+        self.reach = reach
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         size = (self.n, *self.shape)
-        return rng.integers(0, 256, size, dtype=np.uint8) if self._is_image else rng.uniform(-5, 5, size)
+        return (
+            rng.integers(0, 256, size, dtype=np.uint8)
+            if self._is_image
+            else rng.uniform(-self.reach, self.reach, size)
+        )
 
 
 class Constant(NoiseSource):
