@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from uncertainty_est.metrics.ood import OOD_METRICS, ood_metrics, roc_curve
+from uncertainty_est.metrics.ood import OOD_METRICS, ood_metrics, rank_scores, roc_curve
 
 # A coarse grid, so that ties within and between the sets are the rule.
 scores = arrays(np.float64, st.integers(1, 40), elements=st.integers(-6, 6).map(float))
@@ -41,6 +41,20 @@ def naive(id_scores: np.ndarray, ood_scores: np.ndarray) -> dict[str, float]:
         "FPR95": (ood_scores >= threshold).mean(),
         "Detection error": min(0.5 * (id_scores < t).mean() + 0.5 * (ood_scores >= t).mean() for t in thresholds),
     }
+
+
+@checked
+@given(scores, scores)
+def test_ranks_count_smaller_and_equal_scores(id_scores: np.ndarray, ood_scores: np.ndarray) -> None:
+    # Infinities and both zeros among them.
+    a, b = (np.sort(np.where(s == 6, np.inf, s / np.where(s == 0, -1, 1))) for s in (id_scores, ood_scores))
+    ranks = rank_scores(a, b)
+    assert ranks.id_below_id.tolist() == [(a < t).sum() for t in a]
+    assert ranks.ood_below_id.tolist() == [(b < t).sum() for t in a]
+    assert ranks.ood_upto_id.tolist() == [(b <= t).sum() for t in a]
+    assert ranks.ood_upto_ood.tolist() == [(b <= t).sum() for t in b]
+    assert ranks.id_below_ood.tolist() == [(a < t).sum() for t in b]
+    assert ranks.id_upto_ood.tolist() == [(a <= t).sum() for t in b]
 
 
 def test_golden_values() -> None:

@@ -119,21 +119,39 @@ def sorted_scores(scores: ArrayLike, name: str) -> FloatArray:
 
 
 def rank_scores(ascending_id: FloatArray, ascending_ood: FloatArray) -> Ranks:
-    """:class:`Ranks` of two sets that :func:`sorted_scores` has sorted."""
+    """:class:`Ranks` of two sets that :func:`sorted_scores` has sorted, by one search and otherwise by counting."""
+    id_below_id, _ = _below_and_upto(ascending_id)
+    _, ood_upto_ood = _below_and_upto(ascending_ood)
+    n_ood = ascending_ood.size
+    ood_below_id = np.searchsorted(ascending_ood, ascending_id, "left")
+    # Where OOD scores equal an ID score, they begin at the position found; above the largest, nothing is equal.
+    found = np.minimum(ood_below_id, n_ood - 1)
+    ood_upto_id = np.where(ascending_ood[found] == ascending_id, ood_upto_ood[found], ood_below_id)
+    # The j-th OOD score is not below an ID score that has at most j OOD scores below it, and likewise with equal ones.
     return Ranks(
-        id_below_id=np.searchsorted(ascending_id, ascending_id, "left"),
-        ood_below_id=np.searchsorted(ascending_ood, ascending_id, "left"),
-        ood_upto_id=np.searchsorted(ascending_ood, ascending_id, "right"),
-        ood_upto_ood=np.searchsorted(ascending_ood, ascending_ood, "right"),
-        id_below_ood=np.searchsorted(ascending_id, ascending_ood, "left"),
-        id_upto_ood=np.searchsorted(ascending_id, ascending_ood, "right"),
+        id_below_id=id_below_id,
+        ood_below_id=ood_below_id,
+        ood_upto_id=ood_upto_id,
+        ood_upto_ood=ood_upto_ood,
+        id_below_ood=np.bincount(ood_upto_id, minlength=n_ood).cumsum()[:n_ood],
+        id_upto_ood=np.bincount(ood_below_id, minlength=n_ood).cumsum()[:n_ood],
     )
+
+
+def _below_and_upto(ascending: FloatArray) -> tuple[IntArray, IntArray]:
+    """How many of a sorted set are smaller than each of its entries, and how many are smaller or equal."""
+    starts = np.flatnonzero(np.r_[True, ascending[1:] != ascending[:-1]])
+    ends = np.append(starts[1:], ascending.size)
+    return np.repeat(starts, ends - starts), np.repeat(ends, ends - starts)
 
 
 def exact_metrics(ranks: Ranks) -> dict[str, float]:
     """:func:`ood_metrics` of scores that are ranked already."""
-    once_each_id, once_each_ood = np.arange(ranks.n_id + 1)[None], np.arange(ranks.n_ood + 1)[None]
-    rest = threshold_metrics(ranks, once_each_id, once_each_ood)
+    position = np.array([ranks.n_id - _accepted_at_95(ranks.n_id)])
+    # Counts of scores that occur once each are their ranks.
+    rest = _from_counts(
+        ranks.id_below_id[None], ranks.ood_below_id[None], ranks.id_upto_ood[None], ranks.ood_upto_ood[None], position
+    )
     return {"AUROC": auroc(ranks), **{name: float(values[0]) for name, values in rest.items()}}
 
 
@@ -155,31 +173,59 @@ def threshold_metrics(ranks: Ranks, id_cum: IntArray, ood_cum: IntArray) -> dict
     Returns:
         Metric name to ``[R]``.
     """
-    n, m = ranks.n_id, ranks.n_ood
-    # Accepted at the threshold of each ID score, and rejected at the threshold just above each OOD score.
-    # (take: indexing with [:, positions] would lay out the result by columns, which is several times slower.)
-    id_accepted = n - id_cum.take(ranks.id_below_id, axis=1)
-    ood_accepted = m - ood_cum.take(ranks.ood_below_id, axis=1)
-    ood_rejected = ood_cum.take(ranks.ood_upto_ood, axis=1)
-    id_rejected = id_cum.take(ranks.id_upto_ood, axis=1)
-
     # The k-th largest is the first in ascending order with more than n - k at or below it.
-    k = -(-19 * n // 20)  # ceil(0.95 n) in integers, which no rounding can push up by one
-    position = np.count_nonzero(id_cum[:, 1:] <= n - k, axis=1)
+    n = ranks.n_id
+    position = np.count_nonzero(id_cum[:, 1:] <= n - _accepted_at_95(n), axis=1)
+    # take: indexing with [:, positions] would lay out the result by columns, which is several times slower.
+    return _from_counts(
+        id_cum.take(ranks.id_below_id, axis=1),
+        ood_cum.take(ranks.ood_below_id, axis=1),
+        id_cum.take(ranks.id_upto_ood, axis=1),
+        ood_cum.take(ranks.ood_upto_ood, axis=1),
+        position,
+        (np.diff(id_cum), np.diff(ood_cum)),
+    )
+
+
+def _accepted_at_95(n: int) -> int:
+    """ceil(0.95 n) in integers, which no rounding can push up by one."""
+    return -(-19 * n // 20)
+
+
+def _from_counts(
+    id_below_id: IntArray,
+    ood_below_id: IntArray,
+    id_upto_ood: IntArray,
+    ood_upto_ood: IntArray,
+    position: IntArray,
+    multiplicity: tuple[IntArray | None, IntArray | None] = (None, None),
+) -> dict[str, FloatArray]:
+    """:func:`threshold_metrics` of what is rejected at the threshold of each score, counted in each of R samples.
+
+    Args:
+        id_below_id: ID scores below each ID score, ``[R, n]``.
+        ood_below_id: OOD scores below each ID score, ``[R, n]``.
+        id_upto_ood: ID scores up to each OOD score, ``[R, m]``: the threshold is just above it.
+        ood_upto_ood: OOD scores up to each OOD score, ``[R, m]``.
+        position: of the threshold of FPR95 among ID scores, ``[R]``.
+        multiplicity: how often each ID score occurs, ``[R, n]``, and each OOD score, ``[R, m]``; once if ``None``.
+    """
+    n, m = id_below_id.shape[1], ood_upto_ood.shape[1]
+    id_accepted, ood_accepted = n - id_below_id, m - ood_below_id
     # Every other threshold accepts as many ID scores as the next ID score above it, and no fewer OOD scores;
     # above the last ID score the best error is the 1/2 of accepting nothing.
-    errors = (n - id_accepted) * m + ood_accepted * n
+    errors = (id_below_id * m + ood_accepted * n).min(axis=1)
     return {
-        "AUPR-IN": _average_precision(np.diff(id_cum), id_accepted, ood_accepted) / n,
-        "AUPR-OUT": _average_precision(np.diff(ood_cum), ood_rejected, id_rejected) / m,
+        "AUPR-IN": _average_precision(multiplicity[0], id_accepted, ood_accepted) / n,
+        "AUPR-OUT": _average_precision(multiplicity[1], ood_upto_ood, id_upto_ood) / m,
         "FPR95": ood_accepted[np.arange(len(position)), position] / m,
-        "Detection error": np.minimum(errors.min(axis=1), n * m) / (2 * n * m),
+        "Detection error": np.minimum(errors, n * m) / (2 * n * m),
     }
 
 
-def _average_precision(multiplicity: IntArray, true: IntArray, false: IntArray) -> FloatArray:
+def _average_precision(multiplicity: IntArray | None, true: IntArray, false: IntArray) -> FloatArray:
     """Sum over positives of the precision at their thresholds, ``[R, k]`` to ``[R]``."""
     # A threshold without any score at or beyond it belongs to a positive that does not occur: 0 / 1 instead
     # of 0 / 0.
     precision = true / np.maximum(true + false, 1)
-    return np.einsum("rk,rk->r", multiplicity, precision)
+    return precision.sum(axis=1) if multiplicity is None else np.einsum("rk,rk->r", multiplicity, precision)
