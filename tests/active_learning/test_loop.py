@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,13 +24,15 @@ from uncertainty_est.active_learning import loop
 from uncertainty_est.active_learning.curves import COLUMNS
 from uncertainty_est.active_learning.loop import learn_all, learn_and_draw
 from uncertainty_est.active_learning.pool import Pool
-from uncertainty_est.active_learning.settings import Acquisition, read
+from uncertainty_est.active_learning.settings import Acquisition, Protocol, read
 from uncertainty_est.active_learning.state import STATE_FILE, State, load_state
 from uncertainty_est.data.sources.image import Digits
 from uncertainty_est.errors import ConfigError, DataError
 from uncertainty_est.evaluation.scoring import score_loader
+from uncertainty_est.launch import points_of
 from uncertainty_est.models.base import Method
 
+README = (ROOT / "README.md").read_text()
 ACQUISITIONS = sorted(path.stem for path in (CONFIGS / "acquisition").glob("*.yaml"))
 QUICK = [
     "dataset=digits",
@@ -269,6 +273,23 @@ def test_other_settings_or_damage_are_refused(tmp_path: Path) -> None:
     (folder / STATE_FILE).write_bytes((folder / STATE_FILE).read_bytes()[:100])
     with pytest.raises(DataError, match=f"{STATE_FILE} is damaged; remove .* to start anew"):
         learn(tmp_path, *quick)
+
+
+def readme_commands() -> list[list[str]]:
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)).splitlines()
+    lines = [shlex.split(line, comments=True) for line in blocks if f"-m {loop.__package__} " in line]
+    return [words[words.index(loop.__package__) + 1 :] for words in lines]
+
+
+def test_the_readme_names_every_acquisition_and_its_commands_compose() -> None:
+    table = README.split("## Active learning")[1].split("## ")[0]
+    assert all(f"`{name}`" in table for name in ACQUISITIONS)
+    assert len(readme_commands()) == 2
+    for words in readme_commands():
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            config = compose("active_learning", overrides=words)
+        assert read(Protocol, config.active_learning, "active_learning").max_labels == 300
+        assert points_of(config, CONFIGS / "source")
 
 
 def test_read_names_what_is_missing() -> None:
