@@ -162,9 +162,9 @@ def main() -> int:
         *lines_of(report.clf, labels, [("accuracy", everywhere, "Accuracy"), ("ECE", everywhere, "ECE")]),
         *lines_of(report.ood, labels, metrics),
         ATTACK,
-        *lines_of(report.attack, labels, attacks),
+        *lines_of(report.extra("attack"), labels, attacks),
         CERTIFIED,
-        *lines_of(report.cert, labels, certified),
+        *lines_of(report.extra("cert"), labels, certified),
     ]
     texts += [f"Not scored: {row}" for row in report.failed]
     write("\n".join(texts), arguments.output)

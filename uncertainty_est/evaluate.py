@@ -40,6 +40,7 @@ class Request:
     eval_scod: bool = False
     complexity: bool = False
     ensemble: bool = False
+    ddu_json: bool = False
     max_eval: int | None = None
     config_entries: Sequence[str] = ()
     dataset: str | None = None
@@ -79,6 +80,7 @@ def evaluate(request: Request) -> Report:
         scod=request.eval_scod,
         complexity=request.complexity,
         ensemble=request.ensemble,
+        ddu_json=request.ddu_json,
         max_batches=request.max_eval,
         config_entries=request.config_entries,
         batch_size=request.batch_size,
@@ -137,11 +139,11 @@ def summary(report: Report) -> str:
     elif len(report.clf):
         accuracy_rows: pd.DataFrame = report.clf[report.clf["Metric"] == "Accuracy"]
         lines += [accuracy_rows[["Run", "Metric", "Value"]].to_string(index=False), ""]
-    if len(report.cert):
-        in_balls = report.cert[report.cert["Radius"].isna()]
+    if len(cert := report.extra("cert")):
+        in_balls = cert[cert["Radius"].isna()]
         lines += _block(_CERTIFIED, in_balls, ["Certified fraction", "Certified radius (median)", "Guaranteed AUROC"])
-    if len(report.attack):
-        lines += _block(_ATTACKED, report.attack, ["MMC", "Success rate", "AUROC"])
+    if len(attack := report.extra("attack")):
+        lines += _block(_ATTACKED, attack, ["MMC", "Success rate", "AUROC"])
     lines += [f"not scored: {row['Run']} {row['OOD dataset']}: {row['Error']}" for row in report.failed]
     tables = [file for file in report.files if file.suffix in (".csv", ".json")]
     figures = sorted({file.parent for file in report.files if file.suffix == ".png"})

@@ -120,7 +120,7 @@ def test_without_balls_the_user_is_told_how_to_get_some(runs: Path, tmp_path: Pa
     assert "no run that is evaluated here gives any on 'gaussian2d'; evaluate a run of CCU" in row["Error"]
     named = report_of(runs / "ce", tmp_path, attack_balls=runs / "certified", **QUICK)
     assert named.failed == []
-    assert set(named.attacks[0]["Balls"]) == {"certified"}
+    assert set(named.extras["attack"][0]["Balls"]) == {"certified"}
     wrong = report_of(runs / "ce", tmp_path, attack_balls=runs / "ce", **QUICK)
     assert f"'{runs / 'ce'}' gives none on 'gaussian2d'" in wrong.failed[0]["Error"]
     with pytest.raises(ConfigError, match="no finished run"):
@@ -130,7 +130,7 @@ def test_without_balls_the_user_is_told_how_to_get_some(runs: Path, tmp_path: Pa
 def test_euclidean_balls_need_no_certificates_and_seeds_may_be_a_data_set(runs: Path, tmp_path: Path) -> None:
     report = report_of(runs, tmp_path, attack_radius=0.5, attack_seeds="gaussian_noise", **QUICK)
     assert report.failed == []
-    table = pd.concat(report.attacks)
+    table = report.extra("attack")
     assert set(table["Balls"]) == {"Euclidean"}
     assert set(table["OOD dataset"]) == {"gaussian_noise", "gaussian_noise, attacked", ""}
     assert "Largest excess over the bound" not in set(table["Metric"])
@@ -156,7 +156,7 @@ def test_a_method_without_classes_is_left_out(
     with caplog.at_level(logging.INFO, "uncertainty_est"):
         report = report_of(trained("fc_autoencoder").run.path, tmp_path, certify=True, attack_radius=0.5, **QUICK)
     assert report.failed == []
-    assert len(report.attack) == len(report.cert) == 0
+    assert len(report.extra("attack")) == len(report.extra("cert")) == 0
     assert "has no class probabilities to attack" in caplog.text
     assert "has no certificates" in caplog.text
     assert "attack" not in summary(report).split("table ")[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,16 +16,17 @@ from torch import Tensor
 
 from uncertainty_est import checkpoints
 from uncertainty_est.data.module import OODDataModule
-from uncertainty_est.errors import USER_ERRORS, ConfigError, DataError, did_you_mean
+from uncertainty_est.errors import USER_ERRORS, DataError
 from uncertainty_est.evaluation import plots
 from uncertainty_est.evaluation.adversarial import Arena, AttackOptions
 from uncertainty_est.evaluation.aggregate import RunTables, aggregate
 from uncertainty_est.evaluation.certify import CertifyOptions, certify_run
 from uncertainty_est.evaluation.complexity import complexity_table
+from uncertainty_est.evaluation.ddu_json import ddu_results
 from uncertainty_est.evaluation.ensemble import Member, combine, group_members, names_of
-from uncertainty_est.evaluation.plane import score_plane
+from uncertainty_est.evaluation.entries import check_entries, entries_of
+from uncertainty_est.evaluation.figures import figures_of_method, figures_of_scores
 from uncertainty_est.evaluation.reading import Reading, fit_scores, std_of
-from uncertainty_est.evaluation.samples import sample_figure
 from uncertainty_est.evaluation.scoring import ScoredRun, save_scores, score_run
 from uncertainty_est.evaluation.tables import RunInfo, clf_table, ood_table
 from uncertainty_est.evaluation.temperature import fit_scaling, mark_clf, mark_ood, scaled_run
@@ -51,6 +51,7 @@ class Options:
         scod: add rows of selective classification among OOD inputs, for methods with classes.
         complexity: write ``complexity-<name>.csv``.
         ensemble: score runs with classes that differ only in seed together as well.
+        ddu_json: write results in DDU's own form to ``ddu-<name>/`` as well.
         max_batches: limit for every data set.
         config_entries: dotted keys of the run's configuration that become columns.
         batch_size: in place of the run's ``eval_batch_size``.
@@ -71,6 +72,7 @@ class Options:
     scod: bool = False
     complexity: bool = False
     ensemble: bool = False
+    ddu_json: bool = False
     max_batches: int | None = None
     config_entries: Sequence[str] = ()
     batch_size: int | None = None
@@ -90,17 +92,14 @@ class Report:
         runs: tables of the runs that were scored.
         failed: rows ``Run, OOD dataset, Error`` of what was not.
         files: tables and figures written, in order.
-        certificates: a table of each run that was certified, empty of one without certificates.
-        attacks: a table of each run that was attacked, empty of one without classes.
-        complexities: a table of each run whose size and operations were counted.
+        extras: by name what was asked for beside (``cert``, ``attack``, ``complexity``): a table of each run, empty of
+            one that has no such thing.
     """
 
     runs: list[RunTables] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
-    certificates: list[pd.DataFrame] = field(default_factory=list)
-    attacks: list[pd.DataFrame] = field(default_factory=list)
-    complexities: list[pd.DataFrame] = field(default_factory=list)
+    extras: dict[str, list[pd.DataFrame]] = field(default_factory=dict)
 
     @property
     def ood(self) -> pd.DataFrame:
@@ -112,25 +111,18 @@ class Report:
         """All classification rows."""
         return _concat([run.clf for run in self.runs])
 
-    @property
-    def cert(self) -> pd.DataFrame:
-        """All rows of certificates."""
-        return _concat(self.certificates)
-
-    @property
-    def attack(self) -> pd.DataFrame:
-        """All rows of attacks."""
-        return _concat(self.attacks)
-
-    @property
-    def complexity(self) -> pd.DataFrame:
-        """All rows of sizes and operations."""
-        return _concat(self.complexities)
+    def extra(self, name: str) -> pd.DataFrame:
+        """All rows of an extra, none where it was not asked for."""
+        return _concat(self.extras.get(name, []))
 
 
 # What a caller on a higher floor provides: the schema of a saved configuration and how to build its data.
 LoadRun = Callable[[Path], checkpoints.Run]
 BuildData = Callable[[Mapping[str, Any]], OODDataModule]
+# What makes an extra of a run: its table, and arrays for a file of their own.
+Extra = Callable[[RunInfo, checkpoints.Run, OODDataModule, ScoredRun], tuple[pd.DataFrame, Mapping[str, np.ndarray]]]
+# Endings of these files.
+_ARRAYS = {"cert": "certified", "attack": "attacked"}
 
 
 def evaluate_runs(folders: Mapping[str, Path], options: Options, load_run: LoadRun, build_data: BuildData) -> Report:
@@ -146,14 +138,14 @@ def evaluate_runs(folders: Mapping[str, Path], options: Options, load_run: LoadR
         build_data: data module of a run's configuration, with the OOD sets that `options` ask for.
     """
     check_entries(list(folders.values()), options.config_entries)
-    report = Report()
 
     def load(folder: Path) -> tuple[checkpoints.Run, OODDataModule]:
         run = load_run(folder)
         return run, build_data(_asked_for(run.fixed, options))
 
     members: list[Member] = []
-    arena = Arena(folders, load, options.attack, options.device) if options.attack else None
+    extras = _extras(folders, load, options)
+    report = Report(extras={kind: [] for kind in extras})
     for name, folder in folders.items():
         log.info("scoring %s", name)
         with _failure_listed(report, name):
@@ -163,23 +155,16 @@ def evaluate_runs(folders: Mapping[str, Path], options: Options, load_run: LoadR
             path = _add(report, info, run.fixed, scored, options)
             if scored.id_data.probs is not None:
                 members.append(Member(info, run.fixed, path))
-            if options.certify is not None:
+            for kind, make in extras.items():
                 with _failure_listed(report, name):
-                    table, arrays = certify_run(
-                        info, run.method, data, scored, options.certify, options.device, options.max_batches
-                    )
-                    report.certificates.append(table)
-                    _save_arrays(options, f"{_slug(name)}.certified.npz", arrays)
-            if arena is not None:
-                with _failure_listed(report, name):
-                    table, arrays = arena.attack_run(info, run, data, scored)
-                    report.attacks.append(table)
-                    _save_arrays(options, f"{_slug(name)}.attacked.npz", arrays)
-            if options.complexity:
-                with _failure_listed(report, name):
-                    report.complexities.append(complexity_table(info, run.method, _one_batch(data, options)))
+                    table, arrays = make(info, run, data, scored)
+                    report.extras[kind].append(table)
+                    if arrays:
+                        write_npz(_scores_folder(options) / f"{_slug(name)}.{_ARRAYS[kind]}.npz", arrays)
             if options.figures:
-                draw(report, name, run, data, scored, options)
+                figures = figures_of_scores(scored, f"{run.fixed['model']} on {info.id_dataset}")
+                figures |= figures_of_method(run.method, data, f"{run.fixed['model']}, {run.fixed['dataset']}")
+                _save_figures(report, name, figures, options)
         write_tables(report, options)
     if options.ensemble:
         add_ensembles(report, members, options)
@@ -199,11 +184,31 @@ def add_ensembles(report: Report, members: Sequence[Member], options: Options) -
             scored = combine(group)
             _add(report, info, fixed, scored, options)
             if options.figures:
-                figures = _figures(scored, title=f"{fixed['model']} on {info.id_dataset}")
+                figures = figures_of_scores(scored, f"{fixed['model']} on {info.id_dataset}")
                 _save_figures(report, info.run, figures, options)
         write_tables(report, options)
     if alone:
         log.info("no ensemble of %s: no other run differs in its seed alone", ", ".join(alone))
+
+
+def _extras(
+    folders: Mapping[str, Path], load: Callable[[Path], tuple[checkpoints.Run, OODDataModule]], options: Options
+) -> dict[str, Extra]:
+    """What makes the extras that were asked for, by the name of their table."""
+    extras: dict[str, Extra] = {}
+    if options.certify is not None:
+        of_certificates = options.certify
+        extras["cert"] = lambda info, run, data, scored: certify_run(
+            info, run.method, data, scored, of_certificates, options.device, options.max_batches
+        )
+    if options.attack is not None:
+        extras["attack"] = Arena(folders, load, options.attack, options.device).attack_run
+    if options.complexity:
+        extras["complexity"] = lambda info, run, data, scored: (
+            complexity_table(info, run.method, _one_batch(data, options)),
+            {},
+        )
+    return extras
 
 
 @contextmanager
@@ -249,33 +254,13 @@ def _reading(run: checkpoints.Run, data: OODDataModule, options: Options) -> tup
     return Reading(method, temperature, scores, std), failed
 
 
-def check_entries(folders: Sequence[Path], entries: Sequence[str]) -> None:
-    """A config entry that no run has is a slip of the pen; one that some runs lack is an empty cell.
-
-    Raises:
-        ConfigError: an entry that no run has, or that names a whole section.
-    """
-    if not entries:
-        return
-    configs = [checkpoints.read_config(folder) for folder in folders]
-    known = sorted({key for config in configs for key in _leaves(config)})
-    for entry in entries:
-        if entry not in known:
-            raise ConfigError(f"--config-entries {entry}: no run has such a value{did_you_mean(entry, known)}")
-
-
 def write_tables(report: Report, options: Options) -> None:
     """Write the CSV and JSON files of what is known so far."""
     out, name = options.output_folder, options.name
     tables = {f"ood-{name}.csv": report.ood}
     if options.classification:
         tables[f"clf-{name}.csv"] = report.clf
-    if options.certify is not None:
-        tables[f"cert-{name}.csv"] = report.cert
-    if options.attack is not None:
-        tables[f"attack-{name}.csv"] = report.attack
-    if options.complexity:
-        tables[f"complexity-{name}.csv"] = report.complexity
+    tables |= {f"{kind}-{name}.csv": report.extra(kind) for kind in report.extras}
     failed = out / f"failed-{name}.csv"
     if report.failed:
         tables[failed.name] = pd.DataFrame(report.failed)
@@ -285,21 +270,9 @@ def write_tables(report: Report, options: Options) -> None:
         _write_csv(out / file, table)
     write_json(out / f"results-{name}.json", aggregate(report.runs))
     written = [out / file for file in [*tables, f"results-{name}.json"]]
+    if options.ddu_json:
+        written += _write_ddu(out / f"ddu-{name}", report)
     report.files = [*written, *(file for file in report.files if file not in written)]
-
-
-def draw(
-    report: Report, name: str, run: checkpoints.Run, data: OODDataModule, scored: ScoredRun, options: Options
-) -> None:
-    """Score histograms and ROC curves for every score, a reliability diagram, the plane of two features, samples."""
-    figures = _figures(scored, title=f"{run.fixed['model']} on {options.id_dataset or run.fixed['dataset']}")
-    if data.data_shape == (2,):
-        figures["plane.png"] = score_plane(run.method, data, title=f"{run.fixed['model']}, {run.fixed['dataset']}")
-    if run.method.can_sample:
-        figure = sample_figure(run.method, data, title=f"{run.fixed['model']}, {run.fixed['dataset']}")
-        if figure is not None:
-            figures["samples.png"] = figure
-    _save_figures(report, name, figures, options)
 
 
 def _save_figures(report: Report, name: str, figures: Mapping[str, Figure], options: Options) -> None:
@@ -308,20 +281,6 @@ def _save_figures(report: Report, name: str, figures: Mapping[str, Figure], opti
     for file, figure in figures.items():
         plots.save_figure(figure, folder / file)
         report.files.append(folder / file)
-
-
-def _figures(scored: ScoredRun, title: str) -> dict[str, Figure]:
-    figures = {}
-    for name, known in scored.id_data.scores.items():
-        if not scored.ood:
-            break
-        unknown = {ood: data.scores[name] for ood, data in scored.ood.items()}
-        slug = re.sub(r"\W+", "_", name).strip("_")
-        figures[f"hist-{slug}.png"] = plots.score_histogram(known, unknown, score=name, title=title)
-        figures[f"roc-{slug}.png"] = plots.roc_curves(known, unknown, score=name, title=title)
-    if scored.id_data.probs is not None:
-        figures["reliability.png"] = plots.reliability_diagram(scored.id_data.probs, scored.id_data.labels, title=title)
-    return figures
 
 
 def _ood_names(fixed: Mapping[str, Any], options: Options) -> list[str]:
@@ -352,7 +311,7 @@ def _info(name: str, run: checkpoints.Run, options: Options) -> RunInfo:
         id_dataset=options.id_dataset or fixed["dataset"],
         seed=fixed["seed"],
         run=name,
-        entries={entry.rsplit(".", 1)[-1]: _lookup(fixed, entry) for entry in options.config_entries},
+        entries=entries_of(fixed, options.config_entries),
     )
 
 
@@ -386,11 +345,6 @@ def _scores_folder(options: Options) -> Path:
     return folder
 
 
-def _save_arrays(options: Options, file: str, arrays: Mapping[str, np.ndarray]) -> None:
-    if arrays:
-        write_npz(_scores_folder(options) / file, arrays)
-
-
 def check_splits(run: checkpoints.Run, data: OODDataModule) -> None:
     """The data's splits are those that the run was trained with.
 
@@ -416,21 +370,6 @@ def _concat(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 def _write_csv(path: Path, table: pd.DataFrame) -> None:
     write_atomically(path, lambda p: table.to_csv(p, index=False))
-
-
-def _leaves(node: Any, path: str = "") -> list[str]:
-    if not isinstance(node, Mapping):
-        return [path]
-    return [leaf for key, value in node.items() for leaf in _leaves(value, f"{path}.{key}" if path else str(key))]
-
-
-def _lookup(config: Mapping[str, Any], entry: str) -> Any:
-    node: Any = config
-    for key in entry.split("."):
-        if not isinstance(node, Mapping) or key not in node:
-            return float("nan")
-        node = node[key]
-    return node
 
 
 def _sentence(error: Exception) -> str:
