@@ -113,6 +113,13 @@ def test_groups_stand_together_with_their_mean_last_and_id_metrics_first(rows: p
     assert r"\cmidrule(lr){3-3}\cmidrule(lr){4-6}\cmidrule(lr){7-7}" in latex
 
 
+def test_units_other_than_percent_are_named() -> None:
+    made = paper_table(
+        pd.concat([ood("a", {1: 1.0}), ood("a", {1: 2.0}, Metric="NLL")]), TableOptions(["AUROC", "NLL"])
+    )
+    assert made.caption("italics") == "AUROC ↑, NLL ↓, in percent (NLL in nats), one seed. Bold: best mean."
+
+
 def test_scores_are_the_headline_or_chosen() -> None:
     other = ood("a", {1: 1.0, 2: 3.0}, Score="max p(y|x)", Headline=False)
     many = pd.concat([ood("a", {1: 2.0, 2: 2.0}), ood("b", {1: 4.0, 2: 4.0}), other])

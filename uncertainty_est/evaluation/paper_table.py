@@ -19,8 +19,8 @@ LEVEL = 0.05
 
 # Parts of the names of metrics of which more is better; of errors, divergences and confidences on OOD sets, less.
 _MORE_IS_BETTER = ("AUROC", "AUPR", "Accuracy", "Cov@", "resolution")
-# Parts of the names of metrics in nats; all others are in percent.
-_IN_NATS = ("NLL", "entropy", "KL")
+# Parts of the names of metrics with a unit; all others are in percent.
+_UNITS = {"NLL": "nats", "entropy": "nats", "KL": "nats", "Bits": "bits"}
 _BAR = r"\|"  # in a table of Markdown
 _LATEX = str.maketrans(
     {
@@ -82,8 +82,10 @@ class PaperTable:
         low, high = self.cells["Seeds"].min(), self.cells["Seeds"].max()
         seeds = f"{low}" if low == high else f"{low} to {high}"
         numbers = f"mean ± standard error over {seeds} seeds" if high > 1 else "one seed"
-        nats = [metric for metric in self.options.metrics if any(part in metric for part in _IN_NATS)]
-        unit = f"percent ({', '.join(nats)} in nats)" if nats else "percent"
+        others = [
+            f"{metric} in {unit}" for metric in self.options.metrics for part, unit in _UNITS.items() if part in metric
+        ]
+        unit = f"percent ({', '.join(others)})" if others else "percent"
         marks = ["Bold: best mean"]
         if self.cells["p"].notna().any():
             test = TESTS[self.options.test][1]
