@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import struct
 from collections.abc import Sequence
@@ -207,6 +208,16 @@ def write_gaussian2d(root: Path) -> None:
     write_postnet_csv(root / "gaussian2d" / "anomalous-2Ddataset.csv", rng.normal(size=(400, 2)) + 15, ring)
 
 
+def write_ambiguous(folder: Path, n: int = 24, per_image: int = 10, train_images: int | None = 12) -> None:
+    """As published: `n` images of a level of their own, and as many labels; with `train_images` as if generated."""
+    folder.mkdir(parents=True, exist_ok=True)
+    x = torch.arange(n).remainder(256).view(-1, 1, 1, 1).expand(-1, 1, 28, 28) / 255
+    torch.save(x.contiguous(), folder / "amnist_samples.pt")
+    torch.save(torch.arange(n * per_image).view(n, per_image) % 10, folder / "amnist_labels.pt")
+    if train_images is not None:
+        (folder / "generated.json").write_text(json.dumps({"seed": 1, "train_images": train_images}))
+
+
 def write_all(root: Path) -> None:
     for seed, name in enumerate(("MNIST", "FashionMNIST", "KMNIST")):
         write_mnist_like(root, name, seed)
@@ -221,3 +232,4 @@ def write_all(root: Path) -> None:
     write_segment_arff(root)
     write_sensorless(root, SENSORLESS_SUBSET, more=7)
     write_gaussian2d(root)
+    write_ambiguous(root / "AmbiguousMNIST")

@@ -81,7 +81,7 @@ class PartitionedSource(Source):
     With an official test part, that part is the test split and validation is cut from the training part.
     With an official validation part as well, each part is a split, in its own order. Otherwise all three are
     cut from the whole. The cut is one permutation that depends on `split_seed` only: training first, then
-    validation, then test.
+    validation, then test. Items that must not be parted, such as copies of one, are permuted as one (:meth:`groups`).
 
     A subclass gives its `name` and :meth:`load`. One with arguments of its own declares them as fields and is a
     dataclass too; one with an official test part says so in `official_test` and takes `test_fraction` out of its
@@ -134,6 +134,10 @@ class PartitionedSource(Source):
             DataError: it cannot be read or given the shape.
         """
 
+    def groups(self, part: Part, n: int) -> np.ndarray:
+        """``[n]`` integers for the items of a loaded part: those with the same one are cut into the same split."""
+        return np.arange(n)
+
     def prepare(self) -> None:
         """Load it: what comes without files is small, and loading tells whether the shape can be made."""
         if not self.official_test:
@@ -171,12 +175,15 @@ class PartitionedSource(Source):
                 raise DataError(f"{self.name}: its {part} part has no items of the classes {absent}; change 'classes'")
             rows = rows[np.isin(y, self.classes)]
         if not self._is_whole(name):
-            rows = rows[np.random.default_rng(self.split_seed).permutation(len(rows))]
+            numbers, group = np.unique(self.groups(part, len(y))[rows], return_inverse=True)
+            n = len(numbers)
             test_fraction = 0.0 if self.official_test else self.test_fraction
-            stop_train = round(len(rows) * (1 - self.val_fraction - test_fraction))
-            stop_val = round(len(rows) * (1 - test_fraction))
-            bounds = {"train": (0, stop_train), "val": (stop_train, stop_val), "test": (stop_val, len(rows))}
-            rows = rows[slice(*bounds[name])]
+            stop_train = round(n * (1 - self.val_fraction - test_fraction))
+            stop_val = round(n * (1 - test_fraction))
+            bounds = {"train": (0, stop_train), "val": (stop_train, stop_val), "test": (stop_val, n)}
+            place = np.argsort(np.random.default_rng(self.split_seed).permutation(n))[group]
+            order = np.argsort(place, kind="stable")
+            rows = rows[order[slice(*np.searchsorted(place[order], bounds[name]))]]
         if not len(rows):
             raise DataError(
                 f"{self.name}: its {name} split is empty (val_fraction {self.val_fraction}, test_fraction"
