@@ -74,6 +74,8 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     model: str, warm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = [*model.split(), f"active_learning.warm={warm}"]
+    if warm == "true":
+        options += ["logger=csv", "fixed.trainer_config.log_every_n_steps=5"]
     table, state = learn(tmp_path / "whole", *options)
     assert table["Labels"].tolist() == [20, 30, 40]
     fit_posthoc, calls = loop.fit_posthoc, []
@@ -93,6 +95,9 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     assert len(calls) == 5, "three steps, two of them twice"
     pd.testing.assert_frame_equal(without_times(table), without_times(again), check_exact=True)
     assert continued.labelled == state.labelled
+    (folder,) = (tmp_path / "parts").iterdir()
+    logs = [f"step{number}" for number in range(3)] if warm == "true" else []
+    assert sorted(path.name for path in folder.iterdir()) == ["curve.csv", "settings.yaml", "state.pt", *logs]
     assert (state.weights is None) == (warm == "false")
     if state.weights is not None and continued.weights is not None:
         assert all(torch.equal(value, continued.weights[key]) for key, value in state.weights.items())

@@ -7,13 +7,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.conftest import compose_points
 from tests.data.layouts import Memory
 from uncertainty_est.active_learning.pool import Mixed, Pool, initial_rows, lowest
-from uncertainty_est.data.source import SPLIT_NAMES
+from uncertainty_est.data.loader import TensorLoader
+from uncertainty_est.data.source import SPLIT_NAMES, Split
 from uncertainty_est.data.sources.image import Digits, PhotoPatches
 from uncertainty_est.data.sources.noise import Unscaled
 from uncertainty_est.errors import ConfigError, DataError
@@ -113,6 +114,41 @@ def test_only_what_is_labelled_is_trained_on_and_an_epoch_keeps_its_length() -> 
     assert torch.equal(y, whole.y[[5, 900]]) and torch.equal(x, pool.data.transform(whole.x[[5, 900]]))
     pool.data.train_on(torch.tensor([8]))
     assert pool.data.split_indices()["train"].tolist() == [int(whole.indices[8])]
+
+
+@given(
+    n=st.integers(1, 30),
+    epoch_items=st.integers(1, 70),
+    batch_size=st.integers(1, 20),
+    world_size=st.integers(1, 3),
+)
+def test_an_epoch_of_fixed_length_takes_every_item_equally_often(
+    n: int, epoch_items: int, batch_size: int, world_size: int
+) -> None:
+    split = Split(torch.zeros(n, 1), torch.arange(n), torch.arange(n), "all")
+    assume(epoch_items >= world_size)
+    drawn: Counter[int] = Counter()
+    for rank in range(world_size):
+        loader = TensorLoader(
+            split, batch_size, shuffle=True, epoch_items=epoch_items, rank=rank, world_size=world_size
+        )
+        batches = [y.tolist() for _, y in loader]
+        assert len(batches) == len(loader) == -(-(epoch_items // world_size) // batch_size)
+        drawn += Counter(label for labels in batches for label in labels)
+    assert drawn.total() == epoch_items // world_size * world_size
+    left_out = epoch_items % world_size
+    counts = [drawn[label] for label in range(n)]
+    assert max(counts) - min(counts) <= 1 + left_out
+
+
+def test_a_length_is_of_shuffled_epochs_only() -> None:
+    split = Split(torch.zeros(3, 1), torch.arange(3), torch.arange(3), "all")
+    for options in ({"epoch_items": 0, "shuffle": True}, {"epoch_items": 5}):
+        with pytest.raises(ValueError, match="epoch_items must be at least 1 and needs shuffle=True"):
+            TensorLoader(split, 2, **options)  # type: ignore[arg-type]
+    epochs = TensorLoader(split, 2, shuffle=True, epoch_items=6)
+    orders = {tuple(label for _, y in epochs for label in y.tolist()) for _ in range(20)}
+    assert len(orders) > 10 and all(sorted(order[:3]) == sorted(order[3:]) == [0, 1, 2] for order in orders)
 
 
 def test_a_tables_transform_is_that_of_the_whole_pool() -> None:

@@ -33,8 +33,6 @@ log = logging.getLogger(__name__)
 
 # What a stream of random numbers is for, beside a run's seed and the number of the step.
 _INITIAL, _TRAINING, _ACQUISITION = range(3)
-# Of what Lightning writes while a step trains; removed afterwards.
-_SCRATCH = "training"
 
 
 def learn_all(config: DictConfig, source_dir: Path) -> list[Path]:
@@ -159,7 +157,7 @@ def step(
         acquisition: which.
         pool: its data are told what to train on.
         state: after the last step; stays as it is.
-        folder: of the run; what training writes there is removed.
+        folder: of the run; what a logger writes goes to ``step<number>/`` in it.
     """
     start = time.perf_counter()
     number, data = len(state.rows), pool.data
@@ -170,13 +168,13 @@ def step(
     method = build_method(fixed)
     if state.weights is not None:
         method.load_state_dict(state.weights)
-    scratch = folder / _SCRATCH
-    if scratch.exists():  # of a step that was killed
-        shutil.rmtree(scratch)
-    trainer, method, _ = train(fixed, method, data, scratch)
+    own_folder = folder / f"step{number}"
+    if own_folder.exists():  # of a step that was killed
+        shutil.rmtree(own_folder)
+    trainer, method, _ = train(fixed, method, data, own_folder)
     fit_posthoc(trainer, method, data)
-    if scratch.exists():
-        shutil.rmtree(scratch)
+    if own_folder.exists() and not fixed["logger"]:
+        shutil.rmtree(own_folder)  # only Lightning's checkpoints are in it
 
     device = trainer.strategy.root_device
     method.to(device)
