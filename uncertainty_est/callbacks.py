@@ -60,13 +60,19 @@ class FiniteLoss(pl.Callback):
             magnitude = loss.detach().abs()
             self._worst = magnitude if self._worst is None else torch.maximum(self._worst, magnitude)
         if (batch_idx + 1) % self.every_n_steps == 0:
-            self._check(trainer, pl_module)
+            self.check(trainer, pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._check(trainer, pl_module)
+        self.check(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._check(trainer, pl_module)
+        self.check(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self._steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._steps = state_dict["steps"]
 
     def restore(self, method: Method) -> int:
         """Put back the state of the last look but one, after which losses were still finite; returns its step.
@@ -77,7 +83,12 @@ class FiniteLoss(pl.Callback):
         method.load_state_dict(state, strict=True)
         return step
 
-    def _check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at the losses since the last look.
+
+        Raises:
+            TrainingError: one of them is no number, or too large.
+        """
         worst, self._worst = self._worst, None
         if worst is None:
             return
@@ -128,6 +139,12 @@ class Pictures(pl.Callback):
     def __init__(self) -> None:
         self._validations = 0
         self._drawn_at = -1  # step: training may end with the validation that was drawn
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self._validations, "drawn_at": self._drawn_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._validations, self._drawn_at = state_dict["validations"], state_dict["drawn_at"]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:

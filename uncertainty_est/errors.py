@@ -20,6 +20,19 @@ class TrainingError(RuntimeError):
     """Training cannot go on: the loss is no longer a number."""
 
 
+class Preempted(SystemExit):
+    """The process was told to end and has made a checkpoint; exit code 75, the one for *try again*."""
+
+    CODE = 75
+
+    def __init__(self, message: str) -> None:
+        super().__init__(self.CODE)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
 # What a user can cause: shown as its one sentence, without a traceback.
 USER_ERRORS = (ConfigError, DataError, NotFittedError, TrainingError)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
-from collections.abc import Mapping, Sequence
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,9 +24,19 @@ from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.errors import ConfigError, TrainingError
 from uncertainty_est.evaluation.scoring import score_run
 from uncertainty_est.evaluation.tables import results_of
-from uncertainty_est.files import make_folder, make_new_folder, write_json
+from uncertainty_est.files import make_folder, make_new_folder, write_atomically, write_json
 from uncertainty_est.models.base import Method
 from uncertainty_est.prefit import prefit
+from uncertainty_est.resume import (
+    Resume,
+    Resumption,
+    begun_run,
+    job_key,
+    job_rank,
+    last_checkpoint,
+    remove_checkpoints,
+    set_aside_logs,
+)
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +45,9 @@ _RUN_DIR_VARIABLE = "UNCERTAINTY_EST_RUN_DIR"
 
 ON_DIVERGENCE = ("stop", "restart", "keep")
 MAX_RESTARTS = 3
+
+# Seconds for which processes of one job wait for the first one's folder.
+_PATIENCE = 300
 
 
 def run(
@@ -58,6 +75,8 @@ def run(
     earlystop_config: Mapping[str, Any] | None = None,
     averaging_config: Mapping[str, Any] | None = None,
     logger: Mapping[str, Any] | None = None,
+    resume: str | None = None,
+    checkpoint_minutes: float | None = None,
     on_divergence: str = "stop",
 ) -> dict[str, Any]:
     """Build, fit what is fitted before training, train, fit what is fitted after it, save and score one method.
@@ -88,6 +107,11 @@ def run(
         earlystop_config: node of the early-stopping callback; ``None`` trains to the end.
         averaging_config: node of the callback that averages weights over steps; ``None`` takes them as they are.
         logger: partial node of a Lightning logger; ``None`` logs nothing.
+        resume: ``auto`` goes on with a run of the same settings in `output_folder` where it was interrupted, to the
+            same weights (on a CPU, to the bit), and returns the results of one that is finished; ``None`` always
+            begins a new run.
+        checkpoint_minutes: time between two checkpoints to resume from; ``None`` is 10 with `resume`, else there are
+            none.
         on_divergence: what to do when the training loss is no longer a number or exceeds 1e8 in magnitude: ``stop``
             ends the run with an error, what was logged stays; ``restart`` trains anew from fresh weights with a seed
             that `seed` decides, at most three times, and logs into ``restart<number>/`` of the run's folder; ``keep``
@@ -103,32 +127,52 @@ def run(
         ConfigError: a key, name or combination that cannot be run.
         DataError: a data set that cannot be used.
         TrainingError: the loss diverged.
+        Preempted: the process was told to end, and has made a checkpoint to resume from.
     """
-    fixed = dict(locals())  # the first statement, so that nothing but the arguments is in it
+    return run_point(dict(locals()))  # the first statement, so that nothing but the arguments is in it
+
+
+def run_point(fixed: dict[str, Any], asked_to_leave: Callable[[], bool] | None = None) -> dict[str, Any]:
+    """:func:`run` with its keywords as a mapping, where not only signals may end it.
+
+    Args:
+        fixed: all keywords of :func:`run`.
+        asked_to_leave: polled while a run trains that can be resumed; true makes it raise :class:`Preempted`.
+    """
     check_settings(fixed)
+    begun = None
+    if fixed["resume"]:
+        begun = begun_run(Path(fixed["output_folder"]), run_name(fixed), fixed)
+        if begun is not None and (begun / checkpoints.RESULTS_FILE).is_file():
+            log.info("finished before: %s", begun)
+            return json.loads((begun / checkpoints.RESULTS_FILE).read_text())
+    seed = fixed["seed"]
     pl.seed_everything(seed, workers=True, verbose=False)
 
     data = build_data(fixed)
     method = build_method(fixed)
-    check_trainer(trainer_config)
+    check_trainer(fixed["trainer_config"])
     data.prepare_data()
     data.setup("fit")
 
-    run_dir = new_run_dir(fixed)
+    run_dir = shared_run_dir(fixed, begun)
     checkpoints.save_config(run_dir, fixed)
     checkpoints.save_splits(run_dir, data.split_indices())
-    trainer, method, divergence = train(fixed, method, data, run_dir)
+    trainer, method, divergence = train(fixed, method, data, run_dir, Resumption.of(fixed, asked_to_leave))
     fit_posthoc(trainer, method, data)
 
     results: dict[str, Any] = {}
     if trainer.is_global_zero:
         checkpoints.save_weights(run_dir, method)
         device = trainer.strategy.root_device
-        scored = score_run(method, data, test_ood_datasets, device=device)
-        results = {"run_dir": str(run_dir)} | divergence | results_of(scored, ood_groups or {}, seed=seed)
+        scored = score_run(method, data, fixed["test_ood_datasets"], device=device)
+        results = {"run_dir": str(run_dir)} | divergence | results_of(scored, fixed["ood_groups"] or {}, seed=seed)
         write_json(run_dir / checkpoints.RESULTS_FILE, results)
+        remove_checkpoints(run_dir)
         log.info("run folder: %s", run_dir)
     trainer.strategy.barrier("scored")
+    if trainer.is_global_zero and (key := job_key()) is not None:
+        (Path(fixed["output_folder"]) / f".{key}").unlink(missing_ok=True)
     return results
 
 
@@ -143,6 +187,11 @@ def check_settings(fixed: Mapping[str, Any]) -> None:
     on_divergence = fixed.get("on_divergence", ON_DIVERGENCE[0])
     if on_divergence not in ON_DIVERGENCE:
         raise ConfigError(f"fixed.on_divergence: must be one of {', '.join(ON_DIVERGENCE)}, got '{on_divergence}'")
+    if fixed.get("resume") not in (None, "auto"):
+        raise ConfigError(f"fixed.resume: must be auto or null, got '{fixed['resume']}'")
+    minutes = fixed.get("checkpoint_minutes")
+    if minutes is not None and not 0 <= minutes < math.inf:
+        raise ConfigError(f"fixed.checkpoint_minutes: must be at least 0, or null, got {minutes}")
 
 
 def check_ood_sets(fixed: Mapping[str, Any]) -> None:
@@ -229,15 +278,41 @@ def build_method(fixed: Mapping[str, Any]) -> Method:
     return method
 
 
-def new_run_dir(fixed: Mapping[str, Any]) -> Path:
-    """A new folder ``<output_folder>/<model>-<dataset>-seed<seed>``, the same one for every rank of a run."""
-    inherited = os.environ.get(_RUN_DIR_VARIABLE)
-    if inherited and os.environ.get("LOCAL_RANK", "0") != "0":
+def run_name(fixed: Mapping[str, Any]) -> str:
+    """``<model>-<dataset>-seed<seed>``, the name of the run's folder."""
+    return f"{fixed['model']}-{fixed['dataset']}-seed{fixed['seed']}"
+
+
+def shared_run_dir(fixed: Mapping[str, Any], begun: Path | None = None) -> Path:
+    """The folder `begun`, or a new one in ``output_folder``; the same one for every rank of a run.
+
+    Raises:
+        ConfigError: it cannot be made, or the first process of a job did not make it.
+    """
+    inherited, key = os.environ.get(_RUN_DIR_VARIABLE), job_key()
+    if key is None and inherited and os.environ.get("LOCAL_RANK", "0") != "0":
         return Path(inherited)
     parent = make_folder(Path(fixed["output_folder"]), "fixed.output_folder")
-    run_dir = make_new_folder(parent, f"{fixed['model']}-{fixed['dataset']}-seed{fixed['seed']}")
+    note = parent / f".{key}"
+    if key is not None and job_rank():
+        return _read_note(note)
+    run_dir = begun or make_new_folder(parent, run_name(fixed))
     os.environ[_RUN_DIR_VARIABLE] = str(run_dir.resolve())
+    if key is not None:
+        write_atomically(note, lambda path: path.write_text(str(run_dir.resolve())))
     return run_dir
+
+
+def _read_note(note: Path) -> Path:
+    """What the first process of a job has written."""
+    for _ in range(_PATIENCE):
+        if note.is_file():
+            return Path(note.read_text())
+        time.sleep(1)
+    raise ConfigError(
+        f"fixed.output_folder: the first process of the job wrote no {note} in {_PATIENCE} seconds; give a folder that"
+        f" all nodes share"
+    )
 
 
 def check_trainer(node: Mapping[str, Any]) -> torch.device:
@@ -261,23 +336,38 @@ def check_trainer(node: Mapping[str, Any]) -> torch.device:
 
 
 def train(
-    fixed: Mapping[str, Any], method: Method, data: OODDataModule, run_dir: Path
+    fixed: Mapping[str, Any],
+    method: Method,
+    data: OODDataModule,
+    run_dir: Path,
+    resumption: Resumption | None = None,
 ) -> tuple[pl.Trainer, Method, dict[str, Any]]:
     """Train, and put back the best weights; where the loss diverges, do as ``on_divergence`` says.
+
+    With `resumption`, goes on from the last checkpoint below `run_dir`, if any.
 
     Returns:
         The trainer and the method, another one after a restart, and what the results tell of a divergence, if any.
 
     Raises:
         TrainingError: the loss diverged, and with restarts did so every time.
+        Preempted: with `resumption`, the process was told to end.
     """
     divergence: dict[str, Any] = {}
-    for restarts in count():
+    begun = max((n for n in range(1, MAX_RESTARTS + 1) if (run_dir / f"restart{n}").is_dir()), default=0)
+    for restarts in count(begun if resumption is not None else 0):
+        if restarts:
+            seed = restart_seed(fixed, restarts)
+            pl.seed_everything(seed, workers=True, verbose=False)
+            method, data.seed = build_method(fixed), seed
+            divergence = {"divergence": {"restarts": restarts, "seed": seed}}
         watch = FiniteLoss(keep_weights=fixed["on_divergence"] == "keep")
-        trainer = build_trainer(fixed, method, run_dir / f"restart{restarts}" if restarts else run_dir, watch)
+        folder = run_dir / f"restart{restarts}" if restarts else run_dir
+        resume = Resume(folder, resumption, watch) if resumption is not None else None
+        trainer = build_trainer(fixed, method, folder, watch, resume)
         prefit(method, data, Path(fixed["output_folder"]), trainer.strategy.root_device)
         try:
-            trainer.fit(method, datamodule=data)
+            fit(trainer, method, data, folder, resume)
         except TrainingError as error:
             if watch.finding is None or fixed["on_divergence"] == "stop":
                 raise
@@ -288,15 +378,34 @@ def train(
                 return trainer, method, {"divergence": {"found": watch.finding, "kept": kept}}
             if restarts == MAX_RESTARTS:
                 raise TrainingError(f"{MAX_RESTARTS} restarts did not help: {error}") from error
-            seed = int(np.random.SeedSequence([fixed["seed"], restarts + 1]).generate_state(1)[0])
+            seed = restart_seed(fixed, restarts + 1)
             tell("%s; restart %d of %d, with seed %d", watch.finding, restarts + 1, MAX_RESTARTS, seed)
-            pl.seed_everything(seed, workers=True, verbose=False)
-            method, data.seed = build_method(fixed), seed
-            divergence = {"divergence": {"restarts": restarts + 1, "seed": seed}}
         else:
             break
     restore_best(trainer, method)
     return trainer, method, divergence
+
+
+def restart_seed(fixed: Mapping[str, Any], number: int) -> int:
+    """What the `number`-th restart begins with."""
+    return int(np.random.SeedSequence([fixed["seed"], number]).generate_state(1)[0])
+
+
+def fit(trainer: pl.Trainer, method: Method, data: OODDataModule, folder: Path, resume: Resume | None) -> None:
+    """Train, from the last checkpoint of `folder` on if it is to be resumed and has one."""
+    path = last_checkpoint(folder) if resume is not None else None
+    if resume is None or path is None:
+        trainer.fit(method, datamodule=data)
+        return
+    log.info("resumed from %s", path)
+    if trainer.is_global_zero:
+        set_aside_logs(folder)
+    with warnings.catch_warnings():
+        # That there are files of the same run in it is the point.
+        warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
+        warnings.filterwarnings("ignore", message=r"Experiment logs directory .* exists and is not empty")
+        trainer.fit(method, datamodule=data, ckpt_path=path)
+    resume.put_back(method)
 
 
 def keep_weights(trainer: pl.Trainer, method: Method, watch: FiniteLoss) -> str:
@@ -310,8 +419,10 @@ def keep_weights(trainer: pl.Trainer, method: Method, watch: FiniteLoss) -> str:
     return f"the weights of step {step}"
 
 
-def build_trainer(fixed: Mapping[str, Any], method: Method, run_dir: Path, watch: FiniteLoss) -> pl.Trainer:
-    """The trainer, watched by `watch`, logging into `run_dir`."""
+def build_trainer(
+    fixed: Mapping[str, Any], method: Method, run_dir: Path, watch: FiniteLoss, resume: Resume | None = None
+) -> pl.Trainer:
+    """The trainer, watched by `watch`, logging into `run_dir`; `resume` sees what all others have done."""
     callbacks: list[pl.Callback] = [watch]
     # A method that is fitted after training has no scores to validate before.
     if fixed["val_ood_datasets"] and method.posthoc_split is None and not method.needs_val_ood:
@@ -324,13 +435,15 @@ def build_trainer(fixed: Mapping[str, Any], method: Method, run_dir: Path, watch
         callbacks.append(build(fixed["averaging_config"]))
     if fixed["checkpoint_config"]:
         callbacks.append(build(fixed["checkpoint_config"], dirpath=str(run_dir / "checkpoints")))
+    if resume is not None:
+        callbacks.append(resume)
     make_logger = build(fixed["logger"]) if fixed["logger"] else None
     return build(
         fixed["trainer_config"],
         callbacks=callbacks,
         logger=make_logger(save_dir=str(run_dir)) if make_logger else False,
         default_root_dir=str(run_dir),
-        enable_checkpointing=bool(fixed["checkpoint_config"]),
+        enable_checkpointing=bool(fixed["checkpoint_config"]) or resume is not None,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -88,6 +88,9 @@ class TensorLoader:
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        """Number of the epoch that begins next."""
+        self._given = 0
+        self._skipped = 0
         self._split = split
         self._tensors: tuple[Tensor, Tensor] | None = None
 
@@ -107,16 +110,35 @@ class TensorLoader:
         return min(-(-most // self.batch_size), fewest)
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        return self._batches(epoch)
-
-    def _batches(self, epoch: int) -> Iterator[Batch]:
+        """An epoch; it begins with its first batch, not before."""
         count = len(self)
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        given, self._skipped = self._skipped, 0
+        self._given = given
         x, y = self._load()
         rows = self._rows(len(y), epoch).to(x.device)
         generator = torch.Generator(self.device).manual_seed(_seed(self.seed, epoch, self.rank))
-        for part in rows.tensor_split(count):
-            yield self._finish(self._to_device(x[part]), generator), self._to_device(y[part])
+        for number, part in enumerate(rows.tensor_split(count), 1):
+            if number > given:
+                self._given = number
+                yield self._finish(self._to_device(x[part]), generator), self._to_device(y[part])
+            elif self.augment and self.transform is not None:
+                self.transform.augment(self._to_device(x[part]), generator)  # for its random numbers
+        self._given = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Number of the epoch under way and of the batches that it has given, or of the next epoch and 0."""
+        if 0 < self._given < len(self):
+            return {"epoch": self.epoch - 1, "batches": self._given}
+        return {"epoch": self.epoch, "batches": 0}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Let the next iteration go on from there."""
+        self.epoch, self._skipped, self._given = state["epoch"], state["batches"], 0
+
+    def end_epoch(self) -> None:
+        """Forget the epoch under way: the next iteration begins another, wherever this one was left."""
+        self._given = self._skipped = 0
 
     def _rows(self, n: int, epoch: int) -> Tensor:
         """Positions of this rank's items in the order of this epoch."""
@@ -166,6 +188,23 @@ class JointLoader:
 
     def __len__(self) -> int:
         return len(self.id_loader)
+
+    def state_dict(self) -> dict[str, dict[str, int]]:
+        """Where both streams are, for a process that goes on from here."""
+        return {name: loader.state_dict() for name, loader in self._loaders().items()}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, int]]) -> None:
+        """Let the next iteration go on from there."""
+        for name, loader in self._loaders().items():
+            loader.load_state_dict(state[name])
+
+    def end_epoch(self) -> None:
+        """Forget the epoch under way, see :meth:`TensorLoader.end_epoch`."""
+        for loader in self._loaders().values():
+            loader.end_epoch()
+
+    def _loaders(self) -> dict[str, TensorLoader]:
+        return {"id": self.id_loader} | ({"ood": self.ood_loader} if self.ood_loader is not None else {})
 
     def __iter__(self) -> Iterator[dict[str, Batch]]:
         if self.ood_loader is None:

@@ -61,6 +61,8 @@ class OODDataModule(pl.LightningDataModule):
             "test": dict(test_ood_sources),
         }
         self.seed = seed
+        self.training_position: Mapping[str, Mapping[str, int]] | None = None
+        """Where the next training loader goes on from, see :meth:`JointLoader.state_dict`."""
         self._epoch_items: int | None = None
         self._id_splits: dict[SplitName, Split] = {}
         self._whole_training_split: Split | None = None
@@ -105,7 +107,11 @@ class OODDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> JointLoader:
         """Shuffled and augmented batches ``{"id": ..., "ood": ...}``."""
-        return self._joint("train", self.batch_size, training=True)
+        loader = self._joint("train", self.batch_size, training=True)
+        if self.training_position is not None:
+            loader.load_state_dict(self.training_position)
+            self.training_position = None
+        return loader
 
     def val_dataloader(self) -> JointLoader:
         """Batches of the validation splits, in order and without augmentation."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -74,6 +75,8 @@ class Method(pl.LightningModule, ABC):
     """The split that :meth:`fit_posthoc` reads after training, if any."""
     needs_val_ood: bool = False
     """Chooses settings in :meth:`tune`, so that ``fixed.val_ood_datasets`` must be given."""
+    progress: ClassVar[tuple[str, ...]] = ()
+    """Attributes with plain values that training counts in, beside weights and buffers."""
     prefitted: tuple[str, ...] = ()
     """Submodules that :meth:`fit_before` fits, each a :class:`~uncertainty_est.densities.fitted.Fitted`."""
     can_sample: bool = False
@@ -179,6 +182,32 @@ class Method(pl.LightningModule, ABC):
             values: name to scalar; detached here.
         """
         self._notes.update({name: value.detach() for name, value in values.items()})
+
+    def training_state(self) -> dict[str, Any]:
+        """What this process goes on from beside the saved weights: its own generators, counts and unshared state."""
+        unshared = set(getattr(self, "_ddp_params_and_buffers_to_ignore", ())) if self.trainer.world_size > 1 else ()
+        state = self.state_dict()
+        return {
+            "generators": {key: generator.get_state() for key, generator in self._generators()},
+            "unshared": {name: state[name].detach().cpu().clone() for name in state if name in unshared},
+            "progress": {name: copy.deepcopy(getattr(self, name)) for name in self.progress},
+        }
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """Put back what :meth:`training_state` gave, after training has begun to set itself up."""
+        for key, generator in self._generators():
+            generator.set_state(state["generators"][key])
+        own = self.state_dict()
+        for name, value in state["unshared"].items():
+            own[name].copy_(value)
+        for name, value in state["progress"].items():
+            setattr(self, name, value)
+
+    def _generators(self) -> Iterator[tuple[str, torch.Generator]]:
+        for path, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, torch.Generator):
+                    yield f"{path}.{name}", value
 
     def keep_from_ddp(self, submodule: str) -> None:
         """Spare the state of `submodule`, which training does not touch, from DDP's broadcast at every step."""

@@ -55,6 +55,7 @@ class FlowContrastive(ObjectiveModel):
     """
 
     can_sample = True
+    progress = ("_turns",)
 
     def __init__(
         self,

@@ -65,6 +65,7 @@ class VERA(EnergyModel):
     """
 
     can_sample = True
+    progress = ("_iteration",)
 
     def __init__(
         self,
