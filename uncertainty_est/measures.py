@@ -88,7 +88,7 @@ def member_scores(probs: Tensor) -> dict[str, Tensor]:
     r"""Scores of M classifiers, or of M stochastic passes of one, higher = more in-distribution.
 
     With :math:`\bar p = \tfrac1M \sum_m p_m`, ``MI``: negative :func:`mutual_information`; ``Entropy``:
-    :math:`-H[\bar p]`; ``Variance``: negative unbiased variance over members, averaged over classes;
+    :math:`-H[\bar p]`; ``Expected entropy``: :math:`-\tfrac1M \sum_m H[p_m]`; ``Variance``: negative unbiased variance over members, averaged over classes;
     ``max p(y|x)``: :math:`\max_c \bar p_c`.
 
     Args:
@@ -110,6 +110,7 @@ def member_scores(probs: Tensor) -> dict[str, Tensor]:
     scores = {
         "MI": -mutual_information(probs),
         "Entropy": -entropy(mean),
+        "Expected entropy": -entropy(probs).mean(0),
         "Variance": -probs.var(0, correction=1).mean(-1),
         "max p(y|x)": mean.amax(-1),
     }

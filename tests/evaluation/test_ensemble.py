@@ -22,7 +22,7 @@ from uncertainty_est.evaluation.scoring import Scored, ScoredRun, save_scores
 from uncertainty_est.evaluation.tables import RunInfo
 from uncertainty_est.run import run
 
-SCORES = ["MI", "Entropy", "Variance", "max p(y|x)"]
+SCORES = ["MI", "Entropy", "Expected entropy", "Variance", "max p(y|x)"]
 
 
 def train(model: str, small_data: Callable[[str], Path], out: Path, *more: str) -> Path:
@@ -171,6 +171,7 @@ def test_closed_forms_and_sets_that_do_not_fit(tmp_path: Path) -> None:
     scores = whole.id_data.scores
     assert list(scores) == SCORES
     np.testing.assert_allclose(scores["Entropy"], -entropy, atol=1e-6)
+    np.testing.assert_allclose(scores["Expected entropy"], -expected, atol=1e-6)
     np.testing.assert_allclose(scores["MI"], expected - entropy, atol=1e-6)
     np.testing.assert_allclose(scores["Variance"], -((p - q) ** 2 / 2).mean(1), atol=1e-6)
     np.testing.assert_allclose(scores["max p(y|x)"], mean.max(1), atol=1e-6)
