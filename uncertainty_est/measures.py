@@ -88,8 +88,8 @@ def member_scores(probs: Tensor) -> dict[str, Tensor]:
     r"""Scores of M classifiers, or of M stochastic passes of one, higher = more in-distribution.
 
     With :math:`\bar p = \tfrac1M \sum_m p_m`, ``MI``: negative :func:`mutual_information`; ``Entropy``:
-    :math:`-H[\bar p]`; ``Expected entropy``: :math:`-\tfrac1M \sum_m H[p_m]`; ``Variance``: negative unbiased variance over members, averaged over classes;
-    ``max p(y|x)``: :math:`\max_c \bar p_c`.
+    :math:`-H[\bar p]`; ``Expected entropy``: :math:`-\tfrac1M \sum_m H[p_m]`; ``Variance``: negative unbiased variance
+    over members, averaged over classes; ``max p(y|x)``: :math:`\max_c \bar p_c`.
 
     Args:
         probs: ``[M, B, C]`` of any floating type, M at least 2.
