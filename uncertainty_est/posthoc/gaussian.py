@@ -31,6 +31,7 @@ class NearestMean:
         self._centre = means.mean(0).to(precision)
         white = (means - self._centre.double()) @ upper
         self._means = white.to(precision)
+        self._columns = self._means.T.contiguous()
         self._half_squares = white.square().sum(-1).div(2).to(precision)
         edges = [round(len(factor) * k / _BLOCKS) for k in range(_BLOCKS + 1)]
         columns = zip(edges[:-1], edges[1:], strict=True)
@@ -41,8 +42,9 @@ class NearestMean:
         centred = z.to(self._centre) - self._centre
         white = torch.cat([centred[:, : len(block)] @ block for block in self._blocks], dim=-1)
         with torch.no_grad():
-            nearest = torch.addmm(self._half_squares, white, self._means.T, alpha=-1).argmin(-1)
-        return (white - self._means[nearest]).square().sum(-1, dtype=torch.float64)
+            nearest = torch.addmm(self._half_squares, white, self._columns, alpha=-1).argmin(-1)
+        distance = torch.linalg.vector_norm(white - self._means.index_select(0, nearest), dim=-1)
+        return distance.double().square()
 
 
 def fit_nearest(features: Tensor, labels: Tensor, num_classes: int, min_jitter: float) -> NearestMean:

@@ -116,7 +116,8 @@ class LargestFeatures(ShapedEnergy):
 class ASH(LargestFeatures):
     r"""Energy after activation shaping: features below each input's percentile are 0, the others change.
 
-    ``s``: they are scaled by :math:`e^{s_1 / s_2}`; ``p``: they stay as they are; ``b``: the K of them that are above 0 become :math:`s_1 / K`.
+    ``s``: they are scaled by :math:`e^{s_1 / s_2}`; ``p``: they stay as they are; ``b``: the K of them that are above 0
+    become :math:`s_1 / K`.
 
     References:
         Djurisic et al., arXiv:2209.09858, Section 3.
