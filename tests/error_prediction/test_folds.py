@@ -42,7 +42,7 @@ def test_every_sample_has_one_out_of_fold_error_from_a_model_that_never_saw_it(m
     def describe() -> ErrorFeatures:
         return ErrorFeatures(["input", *(["seen"] if with_seen else [])], 0, input_dim=1, scaled=False)
 
-    parts = [rows_of_fold(held_out, torch.zeros(N), spy, describe, "regression") for held_out in masks(mode)]
+    parts = [rows_of_fold(held_out, torch.zeros(N), spy, describe(), "regression") for held_out in masks(mode)]
     rows = stacked(parts)
     assert len(rows.errors) == (K * N if with_seen else N)
     assert torch.equal(rows.features[:, 0], rows.samples.double()), "features are those of the row's own sample"

@@ -42,7 +42,7 @@ def deup_of_line(x: Tensor, y: Tensor, target: str) -> tuple[ErrorFeatures, Erro
         return outputs_of_line(line(x[train], y[train]), x)
 
     masks = held_out_by_fold(y, 5, "random", torch.Generator().manual_seed(0))
-    rows = stacked(rows_of_fold(held_out, y, outputs_of, describe, "regression") for held_out in masks)
+    rows = stacked(rows_of_fold(held_out, y, outputs_of, describe(), "regression") for held_out in masks)
     whole = describe()
     whole.fit(outputs_of(torch.arange(len(y))), y)
     predictor = ErrorPredictor(2, target=target)

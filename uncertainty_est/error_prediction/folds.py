@@ -112,7 +112,7 @@ def rows_of_fold(
     held_out: Tensor,
     y: Tensor,
     outputs_of: Callable[[Tensor], Outputs],
-    make_features: Callable[[], ErrorFeatures],
+    features: ErrorFeatures,
     task: str = "classification",
 ) -> Rows:
     """The rows of one fold: held-out samples, and where the features ask for it the seen ones with their bit set.
@@ -124,12 +124,11 @@ def rows_of_fold(
         held_out: ``[N]`` bool.
         y: ``[N]``.
         outputs_of: given the positions ``[n]`` of the samples to train on, what that model says of all N samples.
-        make_features: an estimator for this fold, fitted here to the samples that its model was trained on.
+        features: of this fold, fitted here to the samples that its model was trained on.
         task: see :func:`pointwise_errors`.
     """
     train = (~held_out).nonzero().squeeze(-1)
     outputs = outputs_of(train)
-    features = make_features()
     features.fit({name: value[train] for name, value in outputs.items()}, y[train])
     errors = pointwise_errors(task, outputs, y)
     samples = held_out.nonzero().squeeze(-1)

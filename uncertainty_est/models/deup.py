@@ -53,8 +53,9 @@ class DEUP(CEBaseline):
     densities. With ``seen`` among the features, samples that a fold's model was trained on have rows too, and at test
     time nothing is seen. Under DDP the folds are shared between ranks.
 
-    Algorithm 1: the losses are the classifier's own on the validation split, which it was not trained on; features of a
-    sample come from densities of the other folds of that split. Cheaper, and blind to classes that no data show.
+    Algorithm 1: the losses are the classifier's own on the validation split, which it was not trained on. Features of a
+    sample come from densities of the other folds of that split, and those of new inputs from all folds but the first:
+    densities of more samples would have other levels. Cheaper, and blind to classes that no data show.
 
     Variant ``torch_uncertainty``: as TorchUncertainty 0.13 has it, on the validation split, see
     :func:`~uncertainty_est.error_prediction.predictor.fit_distilled`.
@@ -194,7 +195,6 @@ class DEUP(CEBaseline):
         x, y = gathered(loader, self.device)
         with scoring_mode(self):
             whole = all_outputs(self.network, x)
-            self.describe.fit(whole, y)
             if self.variant == "torch_uncertainty":
                 self._fit_distilled(whole, y)
             else:
@@ -205,6 +205,7 @@ class DEUP(CEBaseline):
                 distributed.broadcast(tensor, src=0)
 
     def _fit_distilled(self, whole: dict[str, Tensor], y: Tensor) -> None:
+        self.describe.fit(whole, y)
         errors = pointwise_errors("classification", whole, y)
         with own_random_numbers(self.seed, self.device):
             last = fit_distilled(self._new_predictor, self.describe(whole), errors, folds=self.folds)
@@ -216,6 +217,8 @@ class DEUP(CEBaseline):
 
     def _rows(self, x: Tensor, y: Tensor, whole: dict[str, Tensor]) -> Rows:
         """The rows of all folds, each made by one rank and sent to the others."""
+        if self.algorithm == 2:
+            self.describe.fit(whole, y)
         generator = torch.Generator().manual_seed(self.seed)
         classes = self.network.head.out_features
         masks = held_out_by_fold(y, self.folds, self.fold_mode, generator, num_classes=classes, spare=self.spare)
@@ -234,10 +237,12 @@ class DEUP(CEBaseline):
         return stacked(parts)
 
     def _rows_of_fold(self, k: int, held_out: Tensor, x: Tensor, y: Tensor, whole: dict[str, Tensor]) -> Rows:
-        def outputs_of(train: Tensor) -> dict[str, Tensor]:
-            return whole if self.algorithm == 1 else all_outputs(self._trained_on(x[train], y[train], k), x)
-
-        return rows_of_fold(held_out, y, outputs_of, self._new_features)
+        if self.algorithm == 1:
+            features = self._new_features() if k else self.describe
+            return rows_of_fold(held_out, y, lambda _: whole, features)
+        return rows_of_fold(
+            held_out, y, lambda train: all_outputs(self._trained_on(x[train], y[train], k), x), self._new_features()
+        )
 
     def _trained_on(self, x: Tensor, y: Tensor, fold: int) -> Network:
         """A fresh network, trained on ``x: [n, *data_shape]`` with labels ``y: [n]``, in eval mode."""

@@ -15,10 +15,10 @@ from uncertainty_est.posthoc.base import PosthocScore
 class ErrorPrediction(PosthocScore):
     r"""Negative predicted loss, :math:`-g(\phi(z, f))`, with features :math:`\phi` of density and logits.
 
-    g learns the classifier's losses on the validation split. What it learns them from, see
-    :class:`~uncertainty_est.error_prediction.features.ErrorFeatures`, are densities of the other folds of that split,
-    which have not seen a sample either; those of new inputs come from all of it. Checkpoints that were selected on the
-    split make its losses a little smaller than those to come.
+    g learns the classifier's losses on the validation split from the features of
+    :class:`~uncertainty_est.error_prediction.features.ErrorFeatures`. Their densities are of the other folds of that
+    split, which have not seen the sample, and for new inputs of all folds but the first. A checkpoint that was selected
+    on the split has losses there that are a little smaller than those to come.
 
     References:
         Lahlou et al., arXiv:2102.08501, Algorithm 1.
@@ -57,16 +57,15 @@ class ErrorPrediction(PosthocScore):
             )
         classes, dim, outputs = logits.shape[-1], features.shape[-1], {"features": features, "logits": logits}
 
-        def make() -> ErrorFeatures:
-            return ErrorFeatures(DEFAULT_FEATURES, dim, classes, min_jitter=self.min_jitter).to(features.device)
-
         masks = held_out_by_fold(labels, self.folds, "stratified", torch.Generator().manual_seed(self.seed))
-        rows = stacked(rows_of_fold(held_out, labels, lambda _: outputs, make) for held_out in masks)
+        of_folds = [
+            ErrorFeatures(DEFAULT_FEATURES, dim, classes, min_jitter=self.min_jitter).to(features.device) for _ in masks
+        ]
+        parts = [rows_of_fold(mask, labels, lambda _: outputs, of) for mask, of in zip(masks, of_folds, strict=True)]
+        rows = stacked(parts)
         predictor = ErrorPredictor(rows.features.shape[-1]).to(features.device)
         predictor.fit(rows.features, rows.errors, rows.samples, seed=self.seed)
-        describe = make()
-        describe.fit(outputs, labels)
-        self._describe, self._predictor = describe, predictor
+        self._describe, self._predictor = of_folds[0], predictor
 
     @torch.no_grad()
     def score(self, features: Tensor, logits: Tensor) -> Tensor:
