@@ -32,6 +32,37 @@ def expand(grid: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     return [{key: _plain(value) for key, value in flatten(point).items()} for point in points]
 
 
+def sections(points: list[dict[str, Any]]) -> dict[str, Any]:
+    """SEML's ``fixed`` and ``grid`` sections that expand to exactly these points, in this order.
+
+    What all points share is fixed. What differs is one zipped block: values that follow from a swept one (a name that
+    has the seed in it) go along with it.
+
+    Args:
+        points: resolved ``fixed`` of every run, at least one.
+    """
+    varying: dict[str, Any] = {}
+    shared = _split([dict(point) for point in points], "", varying)
+    blocks = {key: {"type": "choice", "options": options, "zip_id": "point"} for key, options in varying.items()}
+    return {"fixed": shared} | ({"grid": blocks} if blocks else {})
+
+
+def _split(nodes: list[dict[str, Any]], path: str, varying: dict[str, Any]) -> dict[str, Any]:
+    """What `nodes` share; the rest goes into `varying`, from dotted key to one value for each node."""
+    shared = {}
+    for key, first in nodes[0].items():
+        values = [node[key] for node in nodes]
+        dotted = f"{path}.{key}" if path else key
+        if len({repr(value) for value in values}) == 1:  # not by ==, to which 1 and True are one
+            shared[key] = first
+        elif all(isinstance(value, dict) and value.keys() == first.keys() for value in values):
+            if inner := _split(values, dotted, varying):
+                shared[key] = inner
+        else:
+            varying[dotted] = values
+    return shared
+
+
 def check_keys(points: list[dict[str, Any]], known: set[str]) -> None:
     """Every swept key exists.
 
