@@ -46,6 +46,7 @@ def count(network: nn.Module) -> int:
         (lambda: ResNet(CIFAR, 10, 34), 21_282_122, 512),
         (lambda: ResNet(CIFAR, 10, 50), 23_520_842, 2048),
         (lambda: VGG16(CIFAR, 10), 14_728_266, 512),
+        (lambda: VGG16(CIFAR, 10, width=8), 232_274, 64),
         (lambda: DenseNetBC(CIFAR, 10), 769_162, 342),
         (lambda: DenseNetBC(CIFAR, 100), 800_032, 342),
         (lambda: LeNet([1, 28, 28], 10), 61_706, 84),
@@ -313,6 +314,11 @@ def test_an_impossible_depth_is_refused(depth: int) -> None:
 def test_a_dense_network_without_growth_is_refused() -> None:
     with pytest.raises(ValueError, match="growth must be at least 1, got 0"):
         DenseNetBC(CIFAR, 10, growth=0)
+
+
+def test_a_vgg_without_width_is_refused() -> None:
+    with pytest.raises(ValueError, match="width must be at least 1, got 0"):
+        VGG16(CIFAR, 10, width=0)
 
 
 def test_an_unknown_norm_is_refused() -> None:
