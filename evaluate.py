@@ -57,6 +57,11 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="add rows of ensembles of the runs with classes that differ only in seed, from the same passes",
     )
+    p.add_argument(
+        "--ddu-json",
+        action="store_true",
+        help="also write ddu-<name>/res_<network>_<seed>_<type>_<ID set>_<OOD set>.json, as DDU's own evaluation does",
+    )
     p.add_argument("--max-eval", type=positive, metavar="N", help="at most N batches of every data set")
     p.add_argument(
         "--config-entries",

@@ -40,6 +40,7 @@ class Request:
     eval_scod: bool = False
     complexity: bool = False
     ensemble: bool = False
+    ddu_json: bool = False
     max_eval: int | None = None
     config_entries: Sequence[str] = ()
     dataset: str | None = None
@@ -79,6 +80,7 @@ def evaluate(request: Request) -> Report:
         scod=request.eval_scod,
         complexity=request.complexity,
         ensemble=request.ensemble,
+        ddu_json=request.ddu_json,
         max_batches=request.max_eval,
         config_entries=request.config_entries,
         batch_size=request.batch_size,

@@ -31,10 +31,15 @@ def aggregate(runs: Sequence[RunTables]) -> list[dict[str, Any]]:
     (``std(ddof=1)/sqrt(runs)``, ``null`` for a single run) and the ``values`` of all runs, in the order of
     ``info.runs``.
     """
-    experiments: dict[str, list[RunTables]] = {}
+    return [_entry(members) for members in experiments(runs)]
+
+
+def experiments(runs: Sequence[RunTables]) -> list[list[RunTables]]:
+    """Runs that differ only in seed side by side, in the order of their first ones."""
+    groups: dict[str, list[RunTables]] = {}
     for run in runs:
-        experiments.setdefault(experiment_of(run.fixed), []).append(run)
-    return [_entry(members) for members in experiments.values()]
+        groups.setdefault(experiment_of(run.fixed), []).append(run)
+    return list(groups.values())
 
 
 def experiment_of(fixed: Mapping[str, Any]) -> str:

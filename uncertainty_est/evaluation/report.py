@@ -22,6 +22,7 @@ from uncertainty_est.evaluation.adversarial import Arena, AttackOptions
 from uncertainty_est.evaluation.aggregate import RunTables, aggregate
 from uncertainty_est.evaluation.certify import CertifyOptions, certify_run
 from uncertainty_est.evaluation.complexity import complexity_table
+from uncertainty_est.evaluation.ddu_json import ddu_results
 from uncertainty_est.evaluation.ensemble import Member, combine, group_members, names_of
 from uncertainty_est.evaluation.entries import check_entries, entries_of
 from uncertainty_est.evaluation.figures import figures_of_method, figures_of_scores
@@ -50,6 +51,7 @@ class Options:
         scod: add rows of selective classification among OOD inputs, for methods with classes.
         complexity: write ``complexity-<name>.csv``.
         ensemble: score runs with classes that differ only in seed together as well.
+        ddu_json: write results in DDU's own form to ``ddu-<name>/`` as well.
         max_batches: limit for every data set.
         config_entries: dotted keys of the run's configuration that become columns.
         batch_size: in place of the run's ``eval_batch_size``.
@@ -70,6 +72,7 @@ class Options:
     scod: bool = False
     complexity: bool = False
     ensemble: bool = False
+    ddu_json: bool = False
     max_batches: int | None = None
     config_entries: Sequence[str] = ()
     batch_size: int | None = None
@@ -267,7 +270,17 @@ def write_tables(report: Report, options: Options) -> None:
         _write_csv(out / file, table)
     write_json(out / f"results-{name}.json", aggregate(report.runs))
     written = [out / file for file in [*tables, f"results-{name}.json"]]
+    if options.ddu_json:
+        written += _write_ddu(out / f"ddu-{name}", report)
     report.files = [*written, *(file for file in report.files if file not in written)]
+
+
+def _write_ddu(folder: Path, report: Report) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    contents = {folder / file: content for file, content in ddu_results(report.runs).items()}
+    for path, content in contents.items():
+        write_json(path, content)
+    return list(contents)
 
 
 def _save_figures(report: Report, name: str, figures: Mapping[str, Figure], options: Options) -> None:
