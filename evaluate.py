@@ -62,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also write ddu-<name>/res_<network>_<seed>_<type>_<ID set>_<OOD set>.json, as DDU's own evaluation does",
     )
+    p.add_argument("--shards", type=positive, metavar="K", help="cut the runs into K parts and score one of them")
+    p.add_argument("--shard", type=int, metavar="I", help="which part, 0 to K - 1; the tables of all are put together")
     p.add_argument("--max-eval", type=positive, metavar="N", help="at most N batches of every data set")
     p.add_argument(
         "--config-entries",

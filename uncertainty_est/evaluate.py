@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +19,12 @@ from uncertainty_est.errors import ConfigError
 from uncertainty_est.evaluation.adversarial import AttackOptions
 from uncertainty_est.evaluation.certify import CertifyOptions
 from uncertainty_est.evaluation.report import Options, Report, evaluate_runs
+from uncertainty_est.evaluation.shards import merge, runs_of_shard, shard_name
 from uncertainty_est.files import make_folder
 from uncertainty_est.posthoc.base import scores_named
 from uncertainty_est.run import build_data, check_ood_sets, run
+
+log = logging.getLogger(__name__)
 
 _CERTIFIED = "Certified balls: no class gets more than 1.1 / C in them (percent; radii in the run's own metric)"
 _ATTACKED = "Confidence on noise, before and after an attack in the same balls for all runs, percent"
@@ -41,6 +45,8 @@ class Request:
     complexity: bool = False
     ensemble: bool = False
     ddu_json: bool = False
+    shards: int | None = None
+    shard: int | None = None
     max_eval: int | None = None
     config_entries: Sequence[str] = ()
     dataset: str | None = None
@@ -69,10 +75,13 @@ def evaluate(request: Request) -> Report:
         ConfigError: no run, no such device or score, or an output folder that cannot be written.
     """
     folders = _folders(request)
+    name, runs = request.name, folders
+    if request.shards is not None:
+        name, runs = _shard(request, folders)
     scores_named(request.scores)  # a slip of the pen is told before anything is scored
     options = Options(
         output_folder=make_folder(request.output_folder, "--output-folder"),
-        name=request.name,
+        name=name,
         id_dataset=request.dataset,
         ood_datasets=request.ood_dataset,
         classification=request.eval_classification,
@@ -95,7 +104,33 @@ def evaluate(request: Request) -> Report:
     def data_of(fixed: Mapping[str, Any]) -> OODDataModule:
         return build_data(with_sources(fixed, request.source_dir), own_only=True)
 
-    return evaluate_runs(folders, options, lambda folder: checkpoints.load(folder, run), data_of)
+    report = evaluate_runs(runs, options, lambda folder: checkpoints.load(folder, run), data_of)
+    if request.shards is not None:
+        files, missing = merge(options.output_folder, request.name, request.shards, folders)
+        report.files += files
+        if missing:
+            log.info("parts that are not scored yet: %s", ", ".join(map(str, missing)))
+    return report
+
+
+def _shard(request: Request, folders: Mapping[str, Path]) -> tuple[str, dict[str, Path]]:
+    """The name of one part's files, and its runs.
+
+    Raises:
+        ConfigError: no such part, or what needs all runs at once is asked for.
+    """
+    if request.shard is None or request.shards is None:
+        raise ConfigError("--shard: say which of the --shards to score")
+    balls_are_given = request.attack_radius is not None or request.attack_balls is not None
+    if request.ensemble or request.ddu_json or (request.attack and not balls_are_given):
+        raise ConfigError(
+            "--shards: --ensemble, --ddu-json and the first certified balls for --attack need all runs at once;"
+            " evaluate without --shards, or give --attack-balls or --attack-radius"
+        )
+    return (
+        shard_name(request.name, request.shard, request.shards),
+        runs_of_shard(folders, request.shard, request.shards),
+    )
 
 
 def with_sources(fixed: Mapping[str, Any], source_dir: Path) -> dict[str, Any]:

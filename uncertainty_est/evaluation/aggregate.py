@@ -11,7 +11,16 @@ import numpy as np
 import pandas as pd
 
 # What may differ between two runs of one experiment: the seed, and where a run reads from, writes to and logs.
-_NOT_THE_EXPERIMENT = ("seed", "output_folder", "data_root", "init_from", "logger", "eval_batch_size")
+_NOT_THE_EXPERIMENT = (
+    "seed",
+    "output_folder",
+    "data_root",
+    "init_from",
+    "logger",
+    "eval_batch_size",
+    "resume",
+    "checkpoint_minutes",
+)
 
 
 @dataclass(frozen=True)
