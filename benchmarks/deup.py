@@ -46,10 +46,10 @@ COLUMNS: dict[str, dict[str, Any]] = {
 NOTES = """
 Linear softmax classifiers of points at various distances from the origin. Misspecified: the rule of the labels turns
 round beyond a distance, where a linear classifier is surest of itself. Well specified: labels are drawn from a linear
-softmax. There the entropy is the loss to expect, and nothing that is learned can rank better: entropy is enough, and it
-costs nothing. On CIFAR-10 too it is hard to beat on images like those of training; with noise in half of the images it
-says less. Folds of samples are for losses on data like those of training; folds of classes teach losses on what is
-unknown, for detection, and rank known classes' losses no better.
+softmax. There the entropy is the loss to expect, nothing that is learned can rank better, and it costs nothing: entropy
+is enough. The last rows are images like those of training, and the same with noise in half of them. Folds of samples
+are for losses on data like those of training; folds of classes teach what losses unknown classes bring, for detection.
+Algorithm 1 fits its densities to the validation split alone, which must have more samples of a class than features.
 """
 
 
