@@ -16,17 +16,16 @@ from protocol import ROOT, Row, Table, arguments_of, results_of_tables, with_err
 
 from uncertainty_est.evaluate import Request, evaluate
 
-ROWS = [
-    Row("cross-entropy", ["model=img_ce_baseline"]),
-    Row("leave-out ensemble", ["model=img_leave_out_ensemble"]),
-    Row("DEUP", ["model=img_deup"]),
-]
-
 
 def table_of(dataset: str, title: str, ood: list[str], needs: str | None, epochs: int, *more: str) -> Table:
-    """A table of all rows, whose runs are scored on the OOD sets given."""
+    """A table of three methods, whose runs are scored on the OOD sets given."""
+    rows = [
+        Row("cross-entropy", ["model=img_ce_baseline"]),
+        Row("leave-out ensemble", ["model=img_leave_out_ensemble"]),
+        Row("DEUP", ["model=img_deup", f"fixed.model_config.fold_epochs={min(epochs, 8)}"]),
+    ]
     common = [f"fixed.trainer_config.max_epochs={epochs}", f"fixed.test_ood_datasets=[{','.join(ood)}]", *more]
-    return Table(dataset, title, dataset, ood[0], [], ROWS, needs, common)
+    return Table(dataset, title, dataset, ood[0], [], rows, needs, common)
 
 
 TABLES = [
@@ -79,7 +78,7 @@ def main() -> int:
         if rows is None:
             texts.append(f"{table.needs} was not in the data folder.\n")
             continue
-        runs = {Path(str(n["run_dir"])): row.label for row, seeds in zip(ROWS, rows, strict=True) for n in seeds}
+        runs = {Path(str(n["run_dir"])): row.label for row, seeds in zip(table.rows, rows, strict=True) for n in seeds}
         # Named by their path below the common folder: runs of two methods may have one folder name.
         top = arguments.runs.resolve() / name
         with tempfile.TemporaryDirectory() as out:
