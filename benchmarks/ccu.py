@@ -19,7 +19,7 @@ from uncertainty_est.evaluate import Request, evaluate
 from uncertainty_est.evaluation.points import UNIFORM
 
 EPOCHS, ACET_EPOCHS, ACET_STEPS = 10, 5, 10
-POINTS, STEPS, RESTARTS = 100, 200, 5
+POINTS, STEPS, RESTARTS = 100, 200, 3
 OOD = ["fashionmnist", "emnist_letters", "kmnist", "uniform_noise", "smoothed_noise"]
 OUTLIERS = ["fixed.ood_dataset=cifar10"]
 AFTER_TRAINING = ["fixed.trainer_config.max_epochs=0", "fixed.val_ood_datasets=[cifar10]"]
