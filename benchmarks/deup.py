@@ -49,7 +49,7 @@ round beyond a distance, where a linear classifier is surest of itself. Well spe
 softmax. There the entropy is the loss to expect, nothing that is learned can rank better, and it costs nothing: entropy
 is enough. The last rows are images like those of training, and the same with noise in half of them. Folds of samples
 are for losses on data like those of training; folds of classes teach what losses unknown classes bring, for detection.
-Algorithm 1 fits its densities to the validation split alone, which must have more samples of a class than features.
+Algorithm 1 and TorchUncertainty's variant read the validation split alone, and train no network of a fold.
 """
 
 
