@@ -43,6 +43,28 @@ def test_a_gpu_trainer_without_a_gpu_is_a_config_error(trainer: str) -> None:
         check_trainer(fixed["trainer_config"])
 
 
+def test_several_nodes_need_srun_and_then_no_requeueing_by_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = ("fixed.trainer_config.accelerator=cpu", "fixed.trainer_config.devices=2")
+    (fixed,) = compose_points("trainer=ddp_multinode", *cpu)
+    with pytest.raises(
+        ConfigError, match=r"started by srun \(see docs/cluster.md\); on one machine choose trainer=ddp"
+    ):
+        check_trainer(fixed["trainer_config"])
+    started = {
+        "JOB_ID": 7,
+        "JOB_NAME": "some",
+        "NTASKS": 4,
+        "NTASKS_PER_NODE": 2,
+        "NNODES": 2,
+        "NODEID": 1,
+        "PROCID": 3,
+    }
+    for key, value in ({"LOCALID": 1} | started).items():
+        monkeypatch.setenv(f"SLURM_{key}", str(value))
+    trainer = build(fixed["trainer_config"], logger=False, enable_checkpointing=False)
+    assert (trainer.world_size, trainer.global_rank, trainer.local_rank, trainer.num_nodes) == (4, 3, 1, 2)
+
+
 def test_bf16_trains_and_keeps_fitted_state_and_scores_in_full_precision(
     small_data: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 from torch import distributed
 
 from uncertainty_est import checkpoints
@@ -222,7 +223,7 @@ class Resume(Checkpoint):
         trainer.should_stop = state["should_stop"]
         if trainer.is_global_zero:
             for name, content in state["files"].items():
-                write_atomically(Path(name), lambda path, content=content: path.write_bytes(content.numpy().tobytes()))
+                _write_file(Path(name), content)
         trainer.strategy.barrier("best weights are there")
 
     def put_back(self, pl_module: pl.LightningModule) -> None:
@@ -298,13 +299,18 @@ def _best_files(trainer: pl.Trainer) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(np.fromfile(name, dtype=np.uint8)) for name in sorted(names)}
 
 
+def _write_file(path: Path, content: torch.Tensor) -> None:
+    write_atomically(path, lambda temporary: temporary.write_bytes(content.numpy().tobytes()))
+
+
 def _random_state(device: torch.device) -> dict[str, Any]:
     """Of all global generators, in types that can be read without running code."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    numpy: dict[str, Any] = np.random.get_state(legacy=False)
+    keys = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
+        "numpy": numpy | {"state": numpy["state"] | {"key": keys}},
         "python": random.getstate(),
     }
 
@@ -313,9 +319,28 @@ def _set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"], device)
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    numpy = state["numpy"]
+    keys = numpy["state"]["key"].numpy().astype(np.uint32)
+    np.random.set_state(numpy | {"state": numpy["state"] | {"key": keys}})
     random.setstate(state["python"])
+
+
+class Srun(SLURMEnvironment):
+    """Processes that ``srun`` started, for ``trainer=ddp_multinode``.
+
+    Whoever submitted the job puts it back into the queue, on exit code 75, and not Lightning in the midst of a step.
+
+    Raises:
+        ConfigError: this process was not started by ``srun``.
+    """
+
+    def __init__(self) -> None:
+        if "SLURM_NODEID" not in os.environ:
+            raise ConfigError(
+                "trainer_config.plugins: the processes of trainer=ddp_multinode are started by srun (see"
+                " docs/cluster.md); on one machine choose trainer=ddp"
+            )
+        super().__init__(auto_requeue=False)
 
 
 def job_key() -> str | None:

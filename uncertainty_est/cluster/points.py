@@ -28,7 +28,8 @@ from uncertainty_est.files import write_json
 POINTS = "points"
 SCRIPT = "job.sh"
 
-log = logging.getLogger(__name__)
+MODULE = "uncertainty_est.cluster.points"  # not __name__: a command's is __main__
+log = logging.getLogger(MODULE)
 
 
 def point_file(folder: Path, number: int) -> Path:
@@ -60,7 +61,7 @@ def run_tasks(folder: Path, numbers: Sequence[int]) -> int:
         signal.signal(number, hand_on)
     launcher = ["srun"] if int(os.environ.get("SLURM_NTASKS", "1")) > 1 else []
     for point in numbers:
-        command = [*launcher, sys.executable, "-m", "uncertainty_est.cluster.points", str(folder), "--point", str(point)]
+        command = [*launcher, sys.executable, "-m", MODULE, str(folder), "--point", str(point)]
         processes.append(subprocess.Popen(command))
     codes = [process.wait() for process in processes]
     if Preempted.CODE in codes and signal.SIGUSR1 in received:

@@ -26,7 +26,7 @@ from uncertainty_est.config import as_dict
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.files import make_folder, write_atomically
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("uncertainty_est.cluster.seml_grid")  # not __name__: a command's is __main__
 
 # SEML keeps the environment of this command in its database and starts jobs with it: what a job needs goes there, and
 # nothing else, such as tokens.

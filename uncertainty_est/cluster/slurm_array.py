@@ -25,7 +25,7 @@ from uncertainty_est.cluster.points import POINTS, SCRIPT, point_file
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.files import make_folder, write_atomically
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("uncertainty_est.cluster.slurm_array")  # not __name__: a command's is __main__
 
 # Time for a checkpoint before the limit; Slurm may be up to half a minute early or late.
 _WARNING_SECONDS = 120
@@ -73,10 +73,14 @@ def write_array(config: DictConfig, points: Sequence[Mapping[str, Any]], folder:
         raise ConfigError(f"seml.name: {folder} holds other points; choose another name, or remove the folder")
     make_folder(folder / POINTS, "seml.output_dir")
     for path, text in files.items():
-        write_atomically(path, lambda temporary, text=text: temporary.write_text(text))
+        _write(path, text)
     script = folder / SCRIPT
-    write_atomically(script, lambda temporary: temporary.write_text(job_script(config, len(points), folder, name)))
+    _write(script, job_script(config, len(points), folder, name))
     return script
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def submit(script: Path, tasks: Sequence[int] | None = None) -> str:

@@ -20,7 +20,7 @@ from uncertainty_est.errors import ConfigError
 # What is sent again by --retry-failed.
 RETRIED = ("failed", "stopped", "lost", "missing")
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("uncertainty_est.cluster.status")  # not __name__: a command's is __main__
 
 
 @dataclass(frozen=True)

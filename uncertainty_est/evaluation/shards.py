@@ -60,12 +60,16 @@ def merge(output_folder: Path, name: str, shards: int, folders: Mapping[str, Pat
     files = []
     for kind, table in tables.items():
         files.append(output_folder / f"{kind}-{name}.csv")
-        write_atomically(files[-1], lambda path, table=table: table.to_csv(path, index=False))
+        _write(files[-1], table)
     if "failed" not in tables:
         (output_folder / f"failed-{name}.csv").unlink(missing_ok=True)  # left by parts that were repeated since
     files.append(output_folder / f"results-{name}.json")
     write_json(files[-1], aggregate(_tables_of_runs(tables, folders)))
     return files, sorted(set(range(shards)) - there)
+
+
+def _write(path: Path, table: pd.DataFrame) -> None:
+    write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))
 
 
 def _read(path: Path) -> pd.DataFrame:
