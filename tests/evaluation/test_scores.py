@@ -14,7 +14,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from tests.conftest import CONFIGS, Trained
+from tests.conftest import CONFIGS, Trained, compose_points
 from uncertainty_est import checkpoints
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.evaluate import Request, evaluate
@@ -24,6 +24,7 @@ from uncertainty_est.models.mc_dropout import MCDropout
 from uncertainty_est.models.odin import ODIN
 from uncertainty_est.networks.fc import FC
 from uncertainty_est.posthoc.base import scores_named
+from uncertainty_est.run import build_data
 
 Get = Callable[[str], Trained]
 
@@ -144,6 +145,6 @@ def test_a_method_of_many_passes_answers_by_them_and_scores_by_its_network() -> 
 
 
 def test_steps_are_in_pixels_of_images_and_in_units_of_tables() -> None:
-    node = {"_target_": "uncertainty_est.data.transforms.ImageTransform", "std": [0.2, 0.3, 0.4]}
-    torch.testing.assert_close(std_of(node, (3, 8, 8)).flatten(), torch.tensor([0.2, 0.3, 0.4]))
-    assert std_of({"scaling": "standard"}, (4,)) == 1
+    for dataset, expected in (("digits", 0.5), ("gaussian2d", 1.0)):
+        (fixed,) = compose_points(f"dataset={dataset}", f"model={'img' if dataset == 'digits' else 'fc'}_ce_baseline")
+        assert std_of(build_data(fixed)).flatten().tolist() == [expected]

@@ -48,6 +48,11 @@ class ImageTransform:
         self.flip = flip
         self.rotation = rotation
 
+    @property
+    def std(self) -> Tensor:
+        """What pixels of [0, 1] are divided by, ``[1, C, 1, 1]`` or ``[1, 1, 1, 1]``."""
+        return self._std
+
     def fit(self, x_train: Tensor) -> ImageTransform:
         """Nothing is estimated; the training images ``[N, C, H, W]`` are checked against the arguments.
 

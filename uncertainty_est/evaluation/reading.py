@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from uncertainty_est.data.module import OODDataModule
+from uncertainty_est.data.transforms import ImageTransform
 from uncertainty_est.errors import USER_ERRORS, ConfigError
 from uncertainty_est.models.base import Method, Prediction, finished, scoring_mode
 from uncertainty_est.models.ce_baseline import CEBaseline
-from uncertainty_est.models.raw_units import RawUnits
 from uncertainty_est.models.temperature_scaling import scale
 from uncertainty_est.posthoc.base import PerturbedScore, PosthocScore
 
@@ -32,7 +32,7 @@ class Reading:
         method: in the mode that it is in; it stays as it is.
         temperature: that logits are divided by for a second prediction, float64.
         scores: fitted, which join the method's own; of the logits as they are.
-        std: standard deviations of the transform, for steps on inputs, a scalar or ``[C, 1, 1]``.
+        std: standard deviations of the transform, for steps on inputs, a scalar or ``[1, C, 1, 1]``.
     """
 
     method: CEBaseline
@@ -133,7 +133,6 @@ def fit_scores(
     return fitted, failed
 
 
-def std_of(transform: object, data_shape: Sequence[int]) -> Tensor:
-    """Standard deviations that an image transform's node divides pixels of [0, 1] by; 1 for tables."""
-    node = transform if isinstance(transform, dict) and len(data_shape) == 3 else {}
-    return RawUnits(std=node.get("std", 1.0)).std
+def std_of(data: OODDataModule) -> Tensor:
+    """Standard deviations that the transform of images divides pixels of [0, 1] by; 1 for tables."""
+    return data.transform.std if isinstance(data.transform, ImageTransform) else torch.ones(())

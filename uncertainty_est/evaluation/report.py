@@ -250,8 +250,7 @@ def _reading(run: checkpoints.Run, data: OODDataModule, options: Options) -> tup
     if temperature is None and not scores:
         return None, failed
     assert isinstance(method, CEBaseline)  # only those are scaled, or have fitted scores
-    std = std_of(run.fixed["transform"], data.data_shape).to(device)
-    return Reading(method, temperature, scores, std), failed
+    return Reading(method, temperature, scores, std_of(data).to(device)), failed
 
 
 def write_tables(report: Report, options: Options) -> None:

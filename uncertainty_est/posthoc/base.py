@@ -123,7 +123,7 @@ class PerturbedScore(PosthocScore):
         Args:
             x: network inputs, ``[B, *data_shape]``.
             classifier: in eval mode.
-            std: s, a scalar or ``[C, 1, 1]``.
+            std: s, a scalar or ``[1, C, 1, 1]``.
         """
         # The signs of a gradient that half precision has rounded are others.
         with torch.autocast(x.device.type, enabled=False):
