@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 from tests.conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SMALL = {"EPOCHS": "1", "MEMBERS": "2", "MAX_EVAL": "1", "FOLDER": "runs", "OMP_NUM_THREADS": "1"}
+SMALL = {"EPOCHS": "1", "MEMBERS": "2", "MAX_EVAL": "1", "MAX_ITEMS": "300", "FOLDER": "runs", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)

@@ -6,7 +6,6 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -230,7 +229,7 @@ def _settings_of(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _items(source: TorchvisionImages, name: SplitName) -> Sequence[Tensor]:
+def _items(source: TorchvisionImages, name: SplitName) -> tuple[Tensor, Tensor]:
     """Images ``[N, 1, 28, 28]`` in [0, 1] and labels ``[N]``."""
     split = source.split(name)
     return split.x.float() / 255, split.y
