@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tests.conftest import CONFIGS, Trained, compose_points
 from uncertainty_est import checkpoints
+from uncertainty_est.config import build
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.evaluate import Request, evaluate
 from uncertainty_est.evaluation.reading import Reading, std_of
@@ -142,6 +143,29 @@ def test_a_method_of_many_passes_answers_by_them_and_scores_by_its_network() -> 
     of_network = method.eval().network(x).detach().softmax(-1).amax(-1)
     torch.testing.assert_close(prediction.scores["MSP"], of_network)
     assert list(prediction.scores) == [*expected.scores, "MSP"]
+
+
+@pytest.mark.parametrize("model", ["fc_mcmc_supervised", "fc_edl", "fc_vera_priornet"])
+def test_any_classifier_is_read_from_the_pass_of_its_own_answers(model: str) -> None:
+    torch.manual_seed(0)
+    (fixed,) = compose_points("dataset=gaussian2d", f"model={model}")
+    method = build(fixed["model_config"]).eval()
+    x = torch.randn(20, 2)
+    expected, logits = method.predict(x), method.network(x).detach()
+    passes: list[int] = []
+    method.network.head.register_forward_hook(lambda head, inputs, output: passes.append(len(output)))
+    (prediction,) = Reading(method, scores=scores_named(["msp", "gradnorm"])).predict(x)
+    assert passes == [20]
+    torch.testing.assert_close(prediction.scores["MSP"], logits.softmax(-1).amax(-1))
+    assert list(prediction.scores) == [*expected.scores, "MSP", "GradNorm"]
+    for name, score in expected.scores.items():
+        assert torch.equal(prediction.scores[name], score), name
+
+
+@pytest.mark.parametrize("model", ["fc_postnet", "fc_mcmc", "fc_deep_ensemble", "fc_vae"])
+def test_a_method_without_class_logits_of_one_network_is_no_classifier(model: str) -> None:
+    (fixed,) = compose_points("dataset=gaussian2d", f"model={model}")
+    assert build(fixed["model_config"]).classifier is None
 
 
 def test_steps_are_in_pixels_of_images_and_in_units_of_tables() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.data.transforms import ImageTransform
@@ -16,6 +16,7 @@ from uncertainty_est.errors import USER_ERRORS, ConfigError
 from uncertainty_est.models.base import Method, Prediction, finished, scoring_mode
 from uncertainty_est.models.ce_baseline import CEBaseline
 from uncertainty_est.models.temperature_scaling import scale
+from uncertainty_est.networks.base import Network
 from uncertainty_est.posthoc.base import PerturbedScore, PosthocScore
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class Reading:
         std: standard deviations of the transform, for steps on inputs, a scalar or ``[1, C, 1, 1]``.
     """
 
-    method: CEBaseline
+    method: Method
     temperature: Tensor | None = None
     scores: Sequence[PosthocScore] = ()
     std: Tensor = field(default_factory=lambda: torch.ones(()))
@@ -48,6 +49,9 @@ class Reading:
         """
         method = self.method
         with scoring_mode(method):
+            if not isinstance(method, CEBaseline):
+                own, outputs = read_beside(method, x)
+                return [finished(Prediction(own.probs, own.scores | self._further(x, outputs, own)))]
             outputs = method.outputs(x)
             one_pass = type(method)._predict is CEBaseline._predict
             own = method.predict_from(outputs) if one_pass else method._predict(x)
@@ -71,13 +75,41 @@ class Reading:
         return values
 
     def _classifier(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = CEBaseline.outputs(self.method, x)
-        return outputs["features"], outputs["logits"]
+        return features_and_logits(network_of(self.method), x)
 
 
-def samples_of(method: CEBaseline, data: OODDataModule, split: Split, device: torch.device | str) -> Samples:
+def network_of(method: Method) -> Network:
+    """The classifier of a method that has one."""
+    network = method.classifier
+    assert network is not None  # methods without one are given no scores
+    return network
+
+
+def features_and_logits(network: Network, x: Tensor) -> tuple[Tensor, Tensor]:
+    """``[B, D]`` and ``[B, C]``, float32, of ``x: [B, *data_shape]``, differentiable."""
+    features = network.features(x)
+    return features.float(), network.head(features).float()
+
+
+def read_beside(method: Method, x: Tensor) -> tuple[Prediction, dict[str, Tensor]]:
+    """The method's own answers for ``x: [B, *data_shape]``, and features and logits from the pass that they take."""
+    passes: list[tuple[Tensor, Tensor]] = []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor], logits: Tensor) -> None:
+        passes.append((inputs[0].float(), logits.float()))
+
+    hook = network_of(method).head.register_forward_hook(keep)
+    try:
+        own = method._predict(x)
+    finally:
+        hook.remove()
+    return own, dict(zip(("features", "logits"), passes[0], strict=True))
+
+
+def samples_of(method: Method, data: OODDataModule, split: Split, device: torch.device | str) -> Samples:
     """Features ``[N, D]``, logits ``[N, C]`` and labels ``[N]`` of a split of the run, N = 0 without one."""
-    head = method.network.head
+    network = network_of(method)
+    head = network.head
     parts = [
         (
             torch.empty(0, head.in_features, device=device),
@@ -88,8 +120,7 @@ def samples_of(method: CEBaseline, data: OODDataModule, split: Split, device: to
     if split is not None:
         with scoring_mode(method):
             for x, y in data.plain_loader(split, device=device):
-                outputs = method.outputs(x)
-                parts.append((outputs["features"], outputs["logits"], y))
+                parts.append((*features_and_logits(network, x), y))
     features, logits, labels = (torch.cat(column) for column in zip(*parts, strict=True))
     return features, logits, labels
 
@@ -108,7 +139,7 @@ def fit_scores(
     Returns:
         The fitted scores in the order given, and a sentence for each of the others.
     """
-    if not isinstance(method, CEBaseline):
+    if method.classifier is None:
         sentence = (
             f"--scores: {type(method).__name__} is no classifier with features and logits, which post-hoc scores read;"
             f" it has its own scores only"
@@ -124,7 +155,7 @@ def fit_scores(
             samples[score.split] = samples_of(method, data, score.split, device)
         try:
             with torch.no_grad(), torch.autocast(torch.device(device).type, enabled=False):
-                score.fit(*samples[score.split], method.network.head)
+                score.fit(*samples[score.split], network_of(method).head)
         except (*USER_ERRORS, ValueError) as error:
             failed.append(f"--scores {score.label} is left out: {error}")
             log.error(failed[-1])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from uncertainty_est import measures
 from uncertainty_est.errors import ConfigError
+from uncertainty_est.networks.base import Network
 
 # A training batch: "id" always, "ood" where the method trains on outliers.
 Batch = Mapping[str, tuple[Tensor, Tensor]]
@@ -216,6 +217,14 @@ class Method(pl.LightningModule, ABC):
             *getattr(self, "_ddp_params_and_buffers_to_ignore", []),
             *names,
         ]
+
+    @property
+    def classifier(self) -> Network | None:
+        """The network whose logits are of the classes, for scores that read any classifier; ``None`` without one.
+
+        The first pass that :meth:`predict` takes through it is of the inputs themselves.
+        """
+        return None
 
     # --------------------------------------------------------------------------------------------- reading a method
 

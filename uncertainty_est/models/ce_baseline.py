@@ -38,6 +38,10 @@ class CEBaseline(Method):
         super().__init__(optimizer, scheduler)
         self.network = network
 
+    @property
+    def classifier(self) -> Network:
+        return self.network
+
     def outputs(self, x: Tensor) -> dict[str, Tensor]:
         """The network's one pass over ``x: [B, *data_shape]``: ``features [B, D]`` and ``logits [B, C]``, float32."""
         features = self.network.features(x)

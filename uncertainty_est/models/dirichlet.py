@@ -34,6 +34,10 @@ class DirichletNetwork(Method):
         super().__init__(optimizer, scheduler)
         self.network = network
 
+    @property
+    def classifier(self) -> Network | None:
+        return self.network
+
     @abstractmethod
     def concentrations(self, logits: Tensor) -> Tensor:
         """Concentrations ``[B, C]`` float64, positive and finite, of ``logits: [B, C]`` float64 of at most 88."""

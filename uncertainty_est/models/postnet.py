@@ -85,6 +85,11 @@ class PostNet(DirichletNetwork):
         # Float64: counts are only ever used there. Zero until training starts.
         self.register_buffer("class_counts", torch.zeros(num_classes, dtype=torch.float64))
 
+    @property
+    def classifier(self) -> None:
+        """None: what the network puts out is a latent vector."""
+        return None
+
     def setup(self, stage: str) -> None:
         """Take the class counts of the training split from the data module."""
         if stage == "fit":

@@ -60,6 +60,10 @@ class EnergyModel(Method):
         """Whether the network is a classifier as well."""
         return self.network.head.out_features > 1
 
+    @property
+    def classifier(self) -> Network | None:
+        return self.network if self.has_classes else None
+
     def logits(self, x: Tensor) -> Tensor:
         """``f(x)``, ``[B, C]`` float32, of ``x: [B, *data_shape]``."""
         return self.network(x).float()
