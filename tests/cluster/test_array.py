@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,9 @@ def test_files_of_an_array(array: Path) -> None:
     script = (array / "job.sh").read_text()
     assert script.startswith("#!/bin/bash\n#SBATCH --job-name=some\n#SBATCH --array=0-2\n")
     assert "#SBATCH --requeue\n" in script and "#SBATCH --signal=B:USR1@120\n" in script and "gres" not in script
-    assert subprocess.run(["bash", "-n", array / "job.sh"], check=False).returncode == 0
+    command = script.splitlines()[-1].replace("$SLURM_ARRAY_TASK_ID", "2")
+    called = points.parser().parse_args(shlex.split(command)[4:])
+    assert (called.folder, called.per_job, called.task) == (array, 2, 2)
     settings = [yaml.safe_load(path.read_text()) for path in sorted(array.glob("points/*.yaml"))]
     assert settings == [point | {"resume": "auto"} for point in composed(OVERRIDES)[1]]
     config, others = composed([*OVERRIDES, "fixed.batch_size=7"])

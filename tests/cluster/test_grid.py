@@ -150,6 +150,13 @@ def test_sending_jobs_again_needs_resumption() -> None:
     assert seml_file(*composed([*overrides, "fixed.resume=auto"]))["seml"]["reschedule_timeout"] == 120
 
 
+def test_processes_of_a_run_are_started_by_srun() -> None:
+    with pytest.raises(ConfigError, match="trainer: SEML starts the processes of a run by srun"):
+        seml_file(*composed(["dataset=segment", "model=fc_ce_baseline", "trainer=ddp"]))
+    content = seml_file(*composed(["dataset=segment", "model=fc_ce_baseline", "trainer=ddp_multinode"]))
+    assert content["fixed"]["trainer_config"]["plugins"] == [{"_target_": "uncertainty_est.resume.Srun"}]
+
+
 def test_a_point_that_a_constructor_refuses_is_found_before_anything_is_sent() -> None:
     with pytest.raises(ConfigError, match="clf_weight must be at least 0"):
         composed(["dataset=segment", "model=fc_ssm", "+grid.model_config.clf_weight={type: choice, options: [1, -1]}"])

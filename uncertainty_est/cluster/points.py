@@ -105,14 +105,20 @@ def run_one(folder: Path, number: int) -> None:
     tell("done", run_dir=results.get("run_dir"))
 
 
-def main() -> int:
-    """Points of a task of the array, or one of them."""
+def parser() -> argparse.ArgumentParser:
+    """What ``job.sh`` calls, and what a task calls for each of its points."""
     p = argparse.ArgumentParser(description="Run points of a job array (called by its job.sh).")
     p.add_argument("folder", type=Path, help="of the array")
-    p.add_argument("task", type=int, nargs="?", help="number of the task")
     p.add_argument("--per-job", type=int, default=1, help="points in a task")
-    p.add_argument("--point", type=int, help="run this point in this process")
-    given = p.parse_args()
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument("--task", type=int, help="run the points of this task, each in a process")
+    what.add_argument("--point", type=int, help="run this point in this process")
+    return p
+
+
+def main() -> int:
+    """Points of a task of the array, or one of them."""
+    given = parser().parse_args()
     log_to_console()
     if given.point is not None:
         run_one(given.folder, given.point)

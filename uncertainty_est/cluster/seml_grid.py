@@ -38,8 +38,14 @@ def seml_file(config: DictConfig, points: Sequence[Mapping[str, Any]]) -> dict[s
     """Content of SEML's file for a composed configuration: ``seml``, ``slurm``, ``fixed`` and ``grid``.
 
     Raises:
-        ConfigError: jobs are to be sent again before their time limit, but runs would begin anew.
+        ConfigError: jobs are to be sent again before their time limit, but runs would begin anew; or Lightning would
+            start a run's further processes, each of them as an experiment of its own.
     """
+    if any(_lightning_starts_processes(point["trainer_config"]) for point in points):
+        raise ConfigError(
+            "trainer: SEML starts the processes of a run by srun; choose trainer=ddp_multinode, with"
+            " fixed.trainer_config.num_nodes=1 on one machine"
+        )
     seml = as_dict(OmegaConf.to_container(config.seml, resolve=True))
     seml = {key: value for key, value in seml.items() if value is not None} | {"name": name_of(config, points)}
     if "reschedule_timeout" in seml and any(point["resume"] is None for point in points):
@@ -49,6 +55,10 @@ def seml_file(config: DictConfig, points: Sequence[Mapping[str, Any]]) -> dict[s
     slurm = as_dict(OmegaConf.to_container(config.slurm, resolve=True)) | {"sbatch_options": sbatch_options(config)}
     content = {"seml": seml, "slurm": [slurm]} | sections([dict(point) for point in points])
     return {name: _quoted(section) for name, section in content.items()}
+
+
+def _lightning_starts_processes(trainer_config: Mapping[str, Any]) -> bool:
+    return str(trainer_config.get("strategy")).startswith("ddp") and not trainer_config.get("plugins")
 
 
 def _quoted(node: Any) -> Any:

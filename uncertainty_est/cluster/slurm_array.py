@@ -46,7 +46,7 @@ def job_script(config: DictConfig, number: int, folder: Path, name: str) -> str:
         "signal": f"B:USR1@{_WARNING_SECONDS}",
     } | sbatch_options(config)
     lines = [f"#SBATCH --{key}" + ("" if value is None else f"={value}") for key, value in options.items()]
-    command = [sys.executable, "-m", "uncertainty_est.cluster.points", str(folder), "--per-job", str(per_job)]
+    command = [sys.executable, "-m", "uncertainty_est.cluster.points", str(folder), "--per-job", str(per_job), "--task"]
     return "\n".join(
         [
             "#!/bin/bash",
