@@ -158,25 +158,22 @@ def test_being_told_to_leave_leaves_a_checkpoint(small_data: Data, tmp_path: Pat
 
 @pytest.mark.slow
 def test_signals_end_a_process_that_goes_on_later(small_data: Data, tmp_path: Path) -> None:
-    """SIGTERM in time, SIGKILL without: the same command, three times."""
-    more = ("fixed.trainer_config.max_epochs=30", "fixed.resume=auto", "fixed.checkpoint_minutes=0")
-    fixed = point("fc_ddu", small_data, tmp_path / "whole", "fixed.trainer_config.max_epochs=30")
-    command = [
-        sys.executable,
-        "train_local.py",
-        *quick_overrides("fc_ddu", small_data("fc"), tmp_path),
-        *more,
-    ]
-    for number, code in ((signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL), (None, 0)):
+    """SIGTERM in time, SIGKILL without: the same command twice, and its settings a third time, here."""
+    more = ("fixed.trainer_config.max_epochs=8", "fixed.resume=auto", "fixed.checkpoint_minutes=0")
+    overrides = [*quick_overrides("fc_ddu", small_data("fc"), tmp_path), *more]
+    for number, code in ((signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)):
         seen = set(tmp_path.glob("*/resume/*.ckpt"))
+        command = [sys.executable, "train_local.py", *overrides]
         process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        while number and process.poll() is None and len(set(tmp_path.glob("*/resume/*.ckpt")) - seen) < 2:
+        while process.poll() is None and len(set(tmp_path.glob("*/resume/*.ckpt")) - seen) < 2:
             time.sleep(0.02)
-        if number:
-            process.send_signal(number)
+        process.send_signal(number)
         assert process.wait(timeout=300) == code
-    (folder,) = (path for path in tmp_path.glob("fc_ddu*"))
-    assert_same(weights(folder), weights(run(**fixed)["run_dir"]))
+    (fixed,) = compose_points(*overrides)
+    whole = run(**fixed | {"output_folder": str(tmp_path / "whole"), "resume": None, "checkpoint_minutes": None})
+    resumed = run(**fixed)
+    assert [path.name for path in tmp_path.glob("fc_ddu*")] == [Path(resumed["run_dir"]).name]
+    assert_same(weights(resumed["run_dir"]), weights(whole["run_dir"]))
 
 
 def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:

@@ -253,7 +253,7 @@ class Resume(Checkpoint):
         if leaves:
             done = trainer.fit_loop.total_batch_idx + 1
             message = f"told to end after {done} steps; the same command with fixed.resume=auto goes on from there"
-            log.warning("%s (%s)", message, self.folder)
+            (log.warning if trainer.is_global_zero else log.debug)("%s (%s)", message, self.folder)
             raise Preempted(message)
 
     def _asked(self) -> bool:

@@ -172,7 +172,8 @@ def run_point(fixed: dict[str, Any], asked_to_leave: Callable[[], bool] | None =
         log.info("run folder: %s", run_dir)
     trainer.strategy.barrier("scored")
     if trainer.is_global_zero and (key := job_key()) is not None:
-        (Path(fixed["output_folder"]) / f".{key}").unlink(missing_ok=True)
+        for note in Path(fixed["output_folder"]).glob(f".{key.rpartition('-')[0]}-*"):  # of earlier starts as well
+            note.unlink()
     return results
 
 

@@ -20,7 +20,7 @@ import pytest
 from tests.conftest import ROOT
 from uncertainty_est.cluster import status
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 POINTS = [
     "dataset=gaussian2d",
@@ -80,7 +80,7 @@ def call(cluster: dict[str, str], *command: str | Path) -> str:
     return done.stdout
 
 
-def wait(found: Callable[[], Any], seconds: float = 240) -> Any:
+def wait(found: Callable[[], Any], seconds: float = 1200) -> Any:
     end = time.monotonic() + seconds
     while not (result := found()):
         assert time.monotonic() < end, "timed out"
