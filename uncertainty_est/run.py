@@ -191,7 +191,7 @@ def check_settings(fixed: Mapping[str, Any]) -> None:
     if fixed.get("resume") not in (None, "auto"):
         raise ConfigError(f"fixed.resume: must be auto or null, got '{fixed['resume']}'")
     minutes = fixed.get("checkpoint_minutes")
-    if minutes is not None and not 0 <= minutes < math.inf:
+    if minutes is not None and not (isinstance(minutes, int | float) and 0 <= minutes < math.inf):
         raise ConfigError(f"fixed.checkpoint_minutes: must be at least 0, or null, got {minutes}")
 
 
