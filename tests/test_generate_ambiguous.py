@@ -22,7 +22,7 @@ from uncertainty_est.generate_ambiguous import Judges, Settings, ambiguous, fit,
 from uncertainty_est.models.ce_baseline import CEBaseline
 from uncertainty_est.networks.fc import FC
 
-QUICK = Settings(n=40, vae_epochs=15, members=2, member_epochs=12, latent_dim=8)
+QUICK = Settings(n=40, vae_epochs=30, members=2, member_epochs=15, latent_dim=8)
 
 
 @pytest.fixture(scope="module")
