@@ -63,8 +63,8 @@ def lose(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return lambda n: left.__setitem__(0, n)
 
 
-# One for each kind of state beside weights: augmentation and best weights; replay buffer; three optimizers with turns of
-# their own; a flow's turns; outliers that go round.
+# One for each kind of state beside weights: augmentation and best weights; replay buffer; three optimizers with turns
+# of their own; a flow's turns; outliers that go round.
 KINDS = ["img_ce_baseline", "fc_mcmc", "fc_vera", "fc_flow_contrastive", "fc_energy_finetuning_oe"]
 
 

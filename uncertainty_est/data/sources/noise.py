@@ -108,9 +108,7 @@ class UniformNoise(NoiseSource):
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         size = (self.n, *self.shape)
         return (
-            rng.integers(0, 256, size, dtype=np.uint8)
-            if self._is_image
-            else rng.uniform(-self.reach, self.reach, size)
+            rng.integers(0, 256, size, dtype=np.uint8) if self._is_image else rng.uniform(-self.reach, self.reach, size)
         )
 
 
