@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hypothesis import settings
 from sklearn.datasets import load_digits
 
 from uncertainty_est import checkpoints
@@ -23,6 +24,10 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
 DATASETS = sorted(path.stem for path in (CONFIGS / "dataset").glob("*.yaml"))
+
+# How long an example takes says more of what else the machine is doing than of the code.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 torch.set_num_threads(1)  # small tensors: threads cost more than they give, and rounding stays the same everywhere
 

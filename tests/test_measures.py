@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -51,7 +51,6 @@ def test_mutual_information_golden_value() -> None:
     assert measures.mutual_information(disagreeing()).item() == pytest.approx(0.3680642071684971, abs=1e-15)
 
 
-@settings(deadline=None)
 @given(member_probs)
 def test_mutual_information_lies_between_zero_and_the_entropy_of_the_mean(probs: torch.Tensor) -> None:
     mi = measures.mutual_information(probs)
@@ -84,7 +83,6 @@ def test_logit_scores_golden_values() -> None:
     assert scores["Max logit"].item() == 3.0
 
 
-@settings(deadline=None)
 @given(logit_arrays, st.floats(-20, 20))
 def test_a_shift_of_the_logits_moves_only_p_x_and_max_logit(logits: torch.Tensor, shift: float) -> None:
     before, after = measures.logit_scores(logits), measures.logit_scores(logits + shift)
@@ -92,7 +90,6 @@ def test_a_shift_of_the_logits_moves_only_p_x_and_max_logit(logits: torch.Tensor
         torch.testing.assert_close(after[name], before[name] + moved, rtol=1e-5, atol=2e-5)
 
 
-@settings(deadline=None)
 @given(logit_arrays, st.randoms(use_true_random=False))
 def test_logit_scores_do_not_depend_on_the_order_of_classes(logits: torch.Tensor, random) -> None:
     order = random.sample(range(logits.shape[1]), logits.shape[1])
@@ -158,7 +155,6 @@ def test_identical_members_disagree_by_nothing() -> None:
     assert scores["Variance"].abs().max() < 1e-12
 
 
-@settings(deadline=None)
 @given(member_probs, st.randoms(use_true_random=False))
 def test_member_scores_do_not_depend_on_the_order_of_members(probs: torch.Tensor, random) -> None:
     order = random.sample(range(len(probs)), len(probs))
@@ -167,7 +163,6 @@ def test_member_scores_do_not_depend_on_the_order_of_members(probs: torch.Tensor
         torch.testing.assert_close(after[name], before[name], rtol=1e-5, atol=1e-7)
 
 
-@settings(deadline=None)
 @given(member_probs)
 def test_member_scores_are_finite_where_probabilities_underflow(probs: torch.Tensor) -> None:
     classes = probs.shape[-1]

@@ -71,7 +71,7 @@ def test_statistics_equal_numpys_per_class() -> None:
         np.testing.assert_allclose(covariance, np.cov(members.T), rtol=1e-11, atol=1e-13)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 90), max_size=8))
 def test_any_split_into_batches_gives_the_statistics_of_one_shot(cuts: list[int]) -> None:
     z, y = samples()
@@ -80,7 +80,7 @@ def test_any_split_into_batches_gives_the_statistics_of_one_shot(cuts: list[int]
     assert_same(statistics_of(*batches), statistics_of((z, y)))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.permutations(range(90)))
 def test_statistics_do_not_depend_on_the_order_of_samples(order: list[int]) -> None:
     z, y = samples()
@@ -263,7 +263,7 @@ def test_a_density_integrates_to_one() -> None:
     torch.testing.assert_close(mass, torch.ones(2, dtype=torch.float64), rtol=0, atol=1e-6)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 2**31))
 def test_a_rotation_of_the_features_changes_no_density(seed: int) -> None:
     z, y = samples()

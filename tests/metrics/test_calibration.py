@@ -67,7 +67,7 @@ def test_decomposition_is_exact_where_predictions_are_constant_within_a_class() 
     assert metrics["Brier (via decomposition)"] == pytest.approx(metrics["Brier"], abs=1e-14)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(2, 6), st.integers(1, 60), st.integers(0, 2**32 - 1))
 def test_decomposition_is_exact_for_any_such_predictions(n_classes: int, n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -138,7 +138,7 @@ def test_adaptive_bins_have_equal_mass_where_there_are_no_ties() -> None:
     assert classification_metrics(probs, labels)["Adaptive ECE"] == pytest.approx(expected, abs=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 50), st.integers(0, 2**32 - 1))
 def test_order_does_not_matter(n: int, seed: int) -> None:
     """In particular not to the adaptive bins, whose edges fall among equal confidences here."""

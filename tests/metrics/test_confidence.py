@@ -30,7 +30,7 @@ def logit_interval(value: float, variance: float, level: float) -> tuple[float, 
     return 1 / (1 + np.exp(-low)), 1 / (1 + np.exp(-high))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(tied, tied)
 def test_structural_components_are_row_and_column_means(id_scores: np.ndarray, ood_scores: np.ndarray) -> None:
     id_scores, ood_scores = np.sort(id_scores), np.sort(ood_scores)
@@ -151,7 +151,7 @@ def test_a_set_is_estimated_alike_whatever_stands_beside_it(monkeypatch: pytest.
     assert ood_estimates(id_scores, {"a": a}, n_boot=50) == alone
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     arrays(np.float64, st.integers(1, 12), elements=st.integers(-3, 3).map(float)),
     arrays(np.float64, st.integers(1, 12), elements=st.integers(-3, 3).map(float)),

@@ -15,7 +15,7 @@ from uncertainty_est.metrics.ood import OOD_METRICS, ood_metrics, rank_scores, r
 
 # A coarse grid, so that ties within and between the sets are the rule.
 scores = arrays(np.float64, st.integers(1, 40), elements=st.integers(-6, 6).map(float))
-checked = settings(max_examples=150, deadline=None)
+checked = settings(max_examples=150)
 
 
 def naive(id_scores: np.ndarray, ood_scores: np.ndarray) -> dict[str, float]:

@@ -44,7 +44,7 @@ def case(seed: int, n: int, levels: int, rate: float) -> tuple[np.ndarray, np.nd
     return scores, rng.random(n) < rate * (1 + (scores[0] < levels / 2))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 40), st.sampled_from([0.0, 0.02, 0.3, 1.0]))
 def test_equals_the_loops(seed: int, n: int, levels: int, rate: float) -> None:
     scores, errors = case(seed, n, levels, rate)
@@ -55,7 +55,7 @@ def test_equals_the_loops(seed: int, n: int, levels: int, rate: float) -> None:
         assert {name: values[i] for name, values in metrics.items()} == pytest.approx(expected, abs=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 60), st.integers(1, 20))
 def test_identities_and_invariances(seed: int, n: int, levels: int) -> None:
     scores, errors = case(seed, n, levels, 0.3)

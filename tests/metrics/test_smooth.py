@@ -37,7 +37,7 @@ def test_equals_the_definition(n: int, low: float) -> None:
     assert smooth_ece(confidence, correct) == pytest.approx(by_definition(confidence, correct), abs=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 200), st.floats(0, 1), st.booleans(), st.integers(0, 2**32 - 1))
 def test_residuals_of_one_sign_only_are_not_cancelled_by_any_smoothing(
     n: int, low: float, correct: bool, seed: int
