@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_utilities.core import rank_zero as utilities_rank_zero
+from pytorch_lightning.utilities import rank_zero
 
 from tests.conftest import CONFIGS, compose_points, quick_overrides
 from uncertainty_est import checkpoints
@@ -61,6 +63,9 @@ def test_several_nodes_need_srun_and_then_no_requeueing_by_lightning(monkeypatch
     }
     for key, value in ({"LOCALID": 1} | started).items():
         monkeypatch.setenv(f"SLURM_{key}", str(value))
+    for of_lightning in (rank_zero.rank_zero_only, utilities_rank_zero.rank_zero_only):
+        # Building a trainer sets it, and loggers of later tests would write nothing.
+        monkeypatch.setattr(of_lightning, "rank", getattr(of_lightning, "rank", 0), raising=False)
     trainer = build(fixed["trainer_config"], logger=False, enable_checkpointing=False)
     assert (trainer.world_size, trainer.global_rank, trainer.local_rank, trainer.num_nodes) == (4, 3, 1, 2)
 

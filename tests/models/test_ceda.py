@@ -167,7 +167,7 @@ def test_near_noise_only_acet_is_uncertain_under_attack(tmp_path: Path) -> None:
                 "fixed.model_config.network.hidden_dims=[64]",
                 "fixed.ood_dataset=uniform_noise",
                 "fixed.test_ood_datasets=[]",
-                "fixed.trainer_config.max_epochs=8",
+                "fixed.trainer_config.max_epochs=12",
                 "fixed.trainer_config.enable_progress_bar=false",
                 "trainer=cpu",
                 "logger=none",

@@ -14,7 +14,8 @@ from uncertainty_est.cli import log_to_console
 from uncertainty_est.errors import Preempted
 from uncertainty_est.run import run, run_point
 
-experiment = Experiment()
+# Logging is set up by `train`; at import, SEML would take the handlers of others away.
+experiment = Experiment(logger=None)
 
 
 @experiment.reschedule_hook
