@@ -50,21 +50,25 @@ TABLES = [
 HEAD = """# Post-hoc scores beside leave-out ensembles and DEUP
 
 AUROC in percent, mean ± standard error over {seeds} seeds, each with another split. `evaluate.py --scores all` read
-every score of a classifier from one pass; leave-out ensembles, which are none, have their own scores.
+every score of a classifier from one pass (those by pytorch-ood where it is installed); leave-out ensembles, which are
+none, have their own.
 """
 
 
 def lines_of(ood: pd.DataFrame, labels: dict[str, str], columns: list[str]) -> list[str]:
-    """Markdown, one line for each score of each method, the highest mean over all sets first."""
-    auroc = ood[ood["Metric"] == "AUROC"]
-    wide = auroc.assign(Method=auroc["Run"].map(labels)).pivot_table(
-        index=["Method", "Score", "Run"], columns="OOD dataset", values="Value"
-    )[columns]
-    wide["mean"] = wide.mean(axis=1)
-    order = wide["mean"].groupby(["Method", "Score"]).mean().sort_values(ascending=False).index
-    lines = [["method", "score", *wide.columns], ["---"] * (2 + len(wide.columns))]
-    for key in order:
-        lines.append([*key, *(with_error(wide.loc[key, column].tolist()) for column in wide.columns)])
+    """Markdown, one line for each score of each method, the highest mean over all sets first.
+
+    Of DEUP only the score of its own: what else is read of its classifier is the cross-entropy's.
+    """
+    auroc = ood[(ood["Metric"] == "AUROC") & ood["OOD dataset"].isin(columns)]
+    auroc = auroc.assign(Method=auroc["Run"].map(labels))
+    auroc = auroc[(auroc["Method"] != "DEUP") | (auroc["Score"] == "deup")]
+    wide = auroc.pivot_table(index=["Method", "Score", "Run"], columns="OOD dataset", values="Value")[columns]
+    order = wide.mean(axis=1).groupby(["Method", "Score"]).mean().sort_values(ascending=False).index
+    lines = [["method", "score", *columns], ["---"] * (2 + len(columns))]
+    for method, score in order:
+        cells = [with_error(wide.loc[(method, score), column].tolist()) for column in columns]
+        lines.append([method, score.replace("|", r"\|"), *cells])
     return [f"| {' | '.join(line)} |" for line in lines] + [""]
 
 
@@ -95,7 +99,7 @@ def main() -> int:
         labels = {folder.relative_to(top).as_posix(): label for folder, label in runs.items()}
         # A score that could not be fitted is one line of the report: leave-out ensembles have no logits of one network.
         failed += [row for row in report.failed if "--scores" not in row["Error"]]
-        columns = [ood for ood in report.ood["OOD dataset"].unique() if ood != "mean"]
+        columns = list(report.ood.loc[report.ood["Group"] != "mean", "OOD dataset"].unique())
         accuracy = report.clf[report.clf["Metric"] == "Accuracy"].set_index("Run")["Value"].groupby(labels)
         texts += [f"Accuracy: {', '.join(f'{label} {with_error(v.tolist())}' for label, v in accuracy)} %.\n"]
         texts += lines_of(report.ood, labels, columns)
