@@ -17,7 +17,7 @@ from uncertainty_est.cli import log_to_console, one_sentence_errors
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("uncertainty_est.fit_densities")  # not __name__: a command's is __main__
 
 
 def fit_densities(points: list[dict[str, Any]]) -> list[Path]:
