@@ -15,7 +15,7 @@ import yaml
 
 from uncertainty_est.config import build, validate
 from uncertainty_est.errors import ConfigError, DataError
-from uncertainty_est.files import write_atomically, write_npz
+from uncertainty_est.files import write_atomically, write_npz, write_text
 from uncertainty_est.models.base import Method
 
 CONFIG_FILE = "config.yaml"
@@ -46,7 +46,7 @@ class Run:
 def save_config(run_dir: Path, fixed: Mapping[str, Any]) -> None:
     """Write the resolved `fixed` as plain YAML."""
     text = yaml.safe_dump(dict(fixed), sort_keys=False)
-    write_atomically(run_dir / CONFIG_FILE, lambda path: path.write_text(text))
+    write_text(run_dir / CONFIG_FILE, text)
 
 
 def save_splits(run_dir: Path, splits: Mapping[str, np.ndarray]) -> None:

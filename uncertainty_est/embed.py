@@ -22,7 +22,7 @@ from uncertainty_est.data.source import SPLIT_NAMES, SplitName
 from uncertainty_est.errors import ConfigError, DataError
 from uncertainty_est.evaluate import device_of, with_sources
 from uncertainty_est.evaluation.report import check_splits
-from uncertainty_est.files import make_folder, write_atomically, write_npz
+from uncertainty_est.files import make_folder, write_npz, write_text
 from uncertainty_est.models.base import scoring_mode
 from uncertainty_est.models.ce_baseline import CEBaseline
 from uncertainty_est.run import build_data, run
@@ -133,7 +133,7 @@ def claim(folder: Path, run_dir: Path) -> None:
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     origin = folder / ORIGIN_FILE
     if not origin.is_file():
-        write_atomically(origin, lambda path: path.write_text(f"{digest}  {checkpoint.resolve()}\n"))
+        write_text(origin, f"{digest}  {checkpoint.resolve()}\n")
     elif not origin.read_bytes().startswith(digest.encode()):
         raise ConfigError(f"--output-folder: '{folder}' holds features of another run (see {origin}); choose another")
 

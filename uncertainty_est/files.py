@@ -8,11 +8,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from uncertainty_est.errors import ConfigError
+
+if TYPE_CHECKING:  # commands that write no table need not wait for pandas
+    import pandas as pd
 
 
 @contextmanager
@@ -38,7 +41,17 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically. NaN is refused, since other readers refuse it too."""
     text = json.dumps(content, indent=2, allow_nan=False)
-    write_atomically(path, lambda p: p.write_text(text + "\n"))
+    write_text(path, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text`, atomically."""
+    write_atomically(path, lambda p: p.write_text(text))
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write the rows of `table` without their index, atomically."""
+    write_atomically(path, lambda p: table.to_csv(p, index=False))
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

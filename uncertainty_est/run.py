@@ -24,7 +24,7 @@ from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.errors import ConfigError, TrainingError
 from uncertainty_est.evaluation.scoring import score_run
 from uncertainty_est.evaluation.tables import results_of
-from uncertainty_est.files import make_folder, make_new_folder, write_atomically, write_json
+from uncertainty_est.files import make_folder, make_new_folder, write_json, write_text
 from uncertainty_est.models.base import Method
 from uncertainty_est.prefit import prefit
 from uncertainty_est.resume import (
@@ -300,7 +300,7 @@ def shared_run_dir(fixed: Mapping[str, Any], begun: Path | None = None) -> Path:
     run_dir = begun or make_new_folder(parent, run_name(fixed))
     os.environ[_RUN_DIR_VARIABLE] = str(run_dir.resolve())
     if key is not None:
-        write_atomically(note, lambda path: path.write_text(str(run_dir.resolve())))
+        write_text(note, str(run_dir.resolve()))
     return run_dir
 
 

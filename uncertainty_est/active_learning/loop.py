@@ -23,7 +23,7 @@ from uncertainty_est.active_learning.state import State, claim, load_state
 from uncertainty_est.config import as_dict, build
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.evaluation.scoring import score_loader
-from uncertainty_est.files import make_folder, write_atomically
+from uncertainty_est.files import make_folder, write_csv
 from uncertainty_est.launch import points_of, start_points
 from uncertainty_est.metrics.calibration import classification_metrics
 from uncertainty_est.models.base import Method
@@ -224,8 +224,7 @@ def acquire(
 def write_table(state: State, folder: Path) -> None:
     """Write the rows of all finished steps, tidy."""
     if state.rows:
-        table = pd.DataFrame(state.rows)
-        write_atomically(folder / CURVE_FILE, lambda path: table.to_csv(path, index=False))
+        write_csv(folder / CURVE_FILE, pd.DataFrame(state.rows))
 
 
 def _generator(fixed: Mapping[str, Any], number: int, stream: int) -> np.random.Generator:

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from uncertainty_est.errors import ConfigError, DataError
-from uncertainty_est.files import write_atomically
+from uncertainty_est.files import write_atomically, write_text
 
 STATE_FILE = "state.pt"
 SETTINGS_FILE = "settings.yaml"
@@ -90,7 +90,7 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
                     f"{folder} holds a run with {key}={theirs.get(key)}, but now it is {ours.get(key)}; choose"
                     f" another fixed.output_folder, or remove the folder to start anew"
                 )
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    write_text(path, text)
 
 
 def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

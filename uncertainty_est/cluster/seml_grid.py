@@ -24,7 +24,7 @@ from uncertainty_est.cluster.command import ROOT, composed, describe, name_of, p
 from uncertainty_est.cluster.grid import sections
 from uncertainty_est.config import as_dict
 from uncertainty_est.errors import ConfigError
-from uncertainty_est.files import make_folder, write_atomically
+from uncertainty_est.files import make_folder, write_text
 
 log = logging.getLogger("uncertainty_est.cluster.seml_grid")  # not __name__: a command's is __main__
 
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     name = name_of(config, points)
     path = make_folder(ROOT / config.seml.output_dir, "seml.output_dir") / f"{name}.yaml"
-    write_atomically(path, lambda temporary: temporary.write_text(yaml.safe_dump(content, sort_keys=False)))
+    write_text(path, yaml.safe_dump(content, sort_keys=False))
     add(path, name)
     log.info("start: seml %s start", name)
 

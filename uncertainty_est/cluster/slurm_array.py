@@ -23,7 +23,7 @@ from uncertainty_est.cli import log_to_console, one_sentence_errors
 from uncertainty_est.cluster.command import ROOT, composed, describe, name_of, parser, sbatch_options
 from uncertainty_est.cluster.points import POINTS, SCRIPT, point_file
 from uncertainty_est.errors import ConfigError
-from uncertainty_est.files import make_folder, write_atomically
+from uncertainty_est.files import make_folder, write_text
 
 log = logging.getLogger("uncertainty_est.cluster.slurm_array")  # not __name__: a command's is __main__
 
@@ -73,14 +73,10 @@ def write_array(config: DictConfig, points: Sequence[Mapping[str, Any]], folder:
         raise ConfigError(f"seml.name: {folder} holds other points; choose another name, or remove the folder")
     make_folder(folder / POINTS, "seml.output_dir")
     for path, text in files.items():
-        _write(path, text)
+        write_text(path, text)
     script = folder / SCRIPT
-    _write(script, job_script(config, len(points), folder, name))
+    write_text(script, job_script(config, len(points), folder, name))
     return script
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def submit(script: Path, tasks: Sequence[int] | None = None) -> str:

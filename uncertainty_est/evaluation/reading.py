@@ -75,7 +75,7 @@ class Reading:
         return values
 
     def _classifier(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return features_and_logits(network_of(self.method), x)
+        return network_of(self.method).features_and_logits(x)
 
 
 def network_of(method: Method) -> Network:
@@ -83,12 +83,6 @@ def network_of(method: Method) -> Network:
     network = method.classifier
     assert network is not None  # methods without one are given no scores
     return network
-
-
-def features_and_logits(network: Network, x: Tensor) -> tuple[Tensor, Tensor]:
-    """``[B, D]`` and ``[B, C]``, float32, of ``x: [B, *data_shape]``, differentiable."""
-    features = network.features(x)
-    return features.float(), network.head(features).float()
 
 
 def read_beside(method: Method, x: Tensor) -> tuple[Prediction, dict[str, Tensor]]:
@@ -120,7 +114,7 @@ def samples_of(method: Method, data: OODDataModule, split: Split, device: torch.
     if split is not None:
         with scoring_mode(method):
             for x, y in data.plain_loader(split, device=device):
-                parts.append((*features_and_logits(network, x), y))
+                parts.append((*network.features_and_logits(x), y))
     features, logits, labels = (torch.cat(column) for column in zip(*parts, strict=True))
     return features, logits, labels
 

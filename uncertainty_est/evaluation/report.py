@@ -28,9 +28,9 @@ from uncertainty_est.evaluation.entries import check_entries, entries_of
 from uncertainty_est.evaluation.figures import figures_of_method, figures_of_scores
 from uncertainty_est.evaluation.reading import Reading, fit_scores, std_of
 from uncertainty_est.evaluation.scoring import ScoredRun, save_scores, score_run
-from uncertainty_est.evaluation.tables import RunInfo, clf_table, ood_table
+from uncertainty_est.evaluation.tables import RunInfo, all_rows, clf_table, ood_table
 from uncertainty_est.evaluation.temperature import fit_scaling, mark_clf, mark_ood, scaled_run
-from uncertainty_est.files import write_atomically, write_json, write_npz
+from uncertainty_est.files import write_csv, write_json, write_npz
 from uncertainty_est.posthoc.base import scores_named
 
 log = logging.getLogger(__name__)
@@ -103,16 +103,16 @@ class Report:
     @property
     def ood(self) -> pd.DataFrame:
         """All OOD rows."""
-        return _concat([run.ood for run in self.runs])
+        return all_rows([run.ood for run in self.runs])
 
     @property
     def clf(self) -> pd.DataFrame:
         """All classification rows."""
-        return _concat([run.clf for run in self.runs])
+        return all_rows([run.clf for run in self.runs])
 
     def extra(self, name: str) -> pd.DataFrame:
         """All rows of an extra, none where it was not asked for."""
-        return _concat(self.extras.get(name, []))
+        return all_rows(self.extras.get(name, []))
 
 
 # What a caller on a higher floor provides: the schema of a saved configuration and how to build its data.
@@ -264,7 +264,7 @@ def write_tables(report: Report, options: Options) -> None:
     else:
         failed.unlink(missing_ok=True)  # left by an earlier evaluation of the same name
     for file, table in tables.items():
-        _write_csv(out / file, table)
+        write_csv(out / file, table)
     write_json(out / f"results-{name}.json", aggregate(report.runs))
     written = [out / file for file in [*tables, f"results-{name}.json"]]
     if options.ddu_json:
@@ -328,8 +328,8 @@ def _add(report: Report, info: RunInfo, fixed: Mapping[str, Any], scored: Scored
     scaled = scaled_run(scored)
     if scaled is not None:
         scaled_ood = ood_table(info, scaled, groups, calibration=options.ood_calibration, scod=options.scod)
-        ood = _concat([ood, mark_ood(scaled_ood)])
-        clf = _concat([clf, mark_clf(clf_table(info, scaled), scaled.temperature)])
+        ood = all_rows([ood, mark_ood(scaled_ood)])
+        clf = all_rows([clf, mark_clf(clf_table(info, scaled), scaled.temperature)])
     report.runs.append(RunTables(fixed, ood, clf))
     for ood_name, sentence in scored.failed.items():
         report.failed.append({"Run": info.run, "OOD dataset": ood_name, "Error": sentence})
@@ -366,15 +366,6 @@ def check_splits(run: checkpoints.Run, data: OODDataModule) -> None:
                     f"{path}: the {split} split of '{run.fixed['dataset']}' is no longer the one the run was"
                     f" trained with; restore the data files in {run.fixed['data_root']}"
                 )
-
-
-def _concat(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    filled = [table for table in tables if len(table)]
-    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()
-
-
-def _write_csv(path: Path, table: pd.DataFrame) -> None:
-    write_atomically(path, lambda p: table.to_csv(p, index=False))
 
 
 def _sentence(error: Exception) -> str:

@@ -11,7 +11,8 @@ import pandas as pd
 from uncertainty_est import checkpoints
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.evaluation.aggregate import RunTables, aggregate
-from uncertainty_est.files import write_atomically, write_json
+from uncertainty_est.evaluation.tables import all_rows
+from uncertainty_est.files import write_csv, write_json
 
 
 def shard_name(name: str, shard: int, shards: int) -> str:
@@ -60,16 +61,12 @@ def merge(output_folder: Path, name: str, shards: int, folders: Mapping[str, Pat
     files = []
     for kind, table in tables.items():
         files.append(output_folder / f"{kind}-{name}.csv")
-        _write(files[-1], table)
+        write_csv(files[-1], table)
     if "failed" not in tables:
         (output_folder / f"failed-{name}.csv").unlink(missing_ok=True)  # left by parts that were repeated since
     files.append(output_folder / f"results-{name}.json")
     write_json(files[-1], aggregate(_tables_of_runs(tables, folders)))
     return files, sorted(set(range(shards)) - there)
-
-
-def _write(path: Path, table: pd.DataFrame) -> None:
-    write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -80,10 +77,9 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _in_order(tables: Sequence[pd.DataFrame], order: Mapping[str, int]) -> pd.DataFrame:
-    filled = [table for table in tables if len(table)]
-    if not filled:
-        return pd.DataFrame()
-    rows = pd.concat(filled, ignore_index=True)
+    rows = all_rows(tables)
+    if not len(rows):
+        return rows
     return rows.iloc[rows["Run"].map(order).argsort(kind="stable")].reset_index(drop=True)
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from uncertainty_est.cli import one_sentence_errors
 from uncertainty_est.errors import DataError
 from uncertainty_est.evaluation.paper_table import TESTS, PaperTable, TableOptions, paper_table
-from uncertainty_est.files import make_folder, write_atomically
+from uncertainty_est.files import make_folder, write_text
 
 _COLUMNS = ("Model Type", "ID dataset", "Score", "Metric", "Value", "Config", "Seed", "Run")
 _WRITERS: dict[str, Callable[[PaperTable, int], str]] = {
@@ -101,11 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.stdout.write(table.to_markdown(options.digits))
     for path in options.output:
         make_folder(path.parent, "--output")
-        _write(path, _WRITERS[path.suffix](table, options.digits))
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+        write_text(path, _WRITERS[path.suffix](table, options.digits))
 
 
 if __name__ == "__main__":

@@ -54,6 +54,12 @@ class RunInfo:
         return {**head, **middle, **self.entries, **ours, **tail}
 
 
+def all_rows(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The rows of all tables beneath one another; an empty table has no columns to agree on."""
+    filled = [table for table in tables if len(table)]
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()
+
+
 def percent(metric: str, value: float) -> float:
     """A metric as the tables show it."""
     return value if metric in _IN_NATS else 100.0 * value

@@ -44,8 +44,7 @@ class CEBaseline(Method):
 
     def outputs(self, x: Tensor) -> dict[str, Tensor]:
         """The network's one pass over ``x: [B, *data_shape]``: ``features [B, D]`` and ``logits [B, C]``, float32."""
-        features = self.network.features(x)
-        return {"features": features.float(), "logits": self.network.head(features).float()}
+        return dict(zip(("features", "logits"), self.network.features_and_logits(x), strict=True))
 
     def predict_from(self, outputs: dict[str, Tensor]) -> Prediction:
         """Probabilities and scores by arithmetic over :meth:`outputs`, with no further pass."""

@@ -282,8 +282,8 @@ class DEUP(CEBaseline):
 
 def network_outputs(network: Network, x: Tensor) -> dict[str, Tensor]:
     """One pass over ``x: [B, *data_shape]``: ``features [B, D]``, ``logits [B, C]`` and ``input [B, P]``, float32."""
-    features = network.features(x)
-    return {"features": features.float(), "logits": network.head(features).float(), "input": x.flatten(1).float()}
+    features, logits = network.features_and_logits(x)
+    return {"features": features, "logits": logits, "input": x.flatten(1).float()}
 
 
 @torch.no_grad()

@@ -33,6 +33,11 @@ class Network(nn.Module, ABC):
     def features(self, x: Tensor) -> Tensor:
         """Features ``[B, feature_dim]``, the input of the head, of ``x: [B, *data_shape]``."""
 
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features ``[B, feature_dim]`` and logits ``[B, num_classes]``, float32, from one pass over `x`."""
+        features = self.features(x)
+        return features.float(), self.head(features).float()
+
     def after_stages(self) -> Sequence[nn.Module]:
         """Modules whose inputs are what the stages before the last one put out, in the order in which they run."""
         return []

@@ -47,14 +47,20 @@ class NearestMean:
         return distance.double().square()
 
 
+def statistics_of(features: Tensor, labels: Tensor, num_classes: int) -> GaussianStatistics:
+    """Sufficient statistics of each class of ``features: [N, D]`` with ``labels: [N]``."""
+    statistics = GaussianStatistics(num_classes, features.shape[-1], device=features.device)
+    statistics.update(features, labels)
+    return statistics
+
+
 def fit_nearest(features: Tensor, labels: Tensor, num_classes: int, min_jitter: float) -> NearestMean:
     """Means of the classes and their tied covariance, of ``features: [N, D]`` with ``labels: [N]``.
 
     Raises:
         DataError: a class has no sample.
     """
-    statistics = GaussianStatistics(num_classes, features.shape[-1], device=features.device)
-    statistics.update(features, labels)
+    statistics = statistics_of(features, labels, num_classes)
     density = TiedGaussians(num_classes, features.shape[-1], min_jitter).to(features.device)
     density.fit(statistics)
     return NearestMean(density, features.dtype)
@@ -146,10 +152,8 @@ class DDUDensity(PosthocScore):
 
     def fit(self, features: Tensor, logits: Tensor, labels: Tensor, head: nn.Module) -> None:
         classes, dim = logits.shape[-1], features.shape[-1]
-        statistics = GaussianStatistics(classes, dim, device=features.device)
-        statistics.update(features, labels)
         density = ClassGaussians(classes, dim, self.min_jitter).to(features.device)
-        density.fit(statistics)
+        density.fit(statistics_of(features, labels, classes))
         self._density = density
 
     def score(self, features: Tensor, logits: Tensor) -> Tensor:
