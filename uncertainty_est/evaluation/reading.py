@@ -16,7 +16,7 @@ from uncertainty_est.errors import USER_ERRORS, ConfigError
 from uncertainty_est.models.base import Method, Prediction, finished, scoring_mode
 from uncertainty_est.models.ce_baseline import CEBaseline
 from uncertainty_est.models.temperature_scaling import scale
-from uncertainty_est.networks.base import Network
+from uncertainty_est.networks.base import Network, features_and_logits
 from uncertainty_est.posthoc.base import PerturbedScore, PosthocScore
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Reading:
         return values
 
     def _classifier(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return network_of(self.method).features_and_logits(x)
+        return features_and_logits(network_of(self.method), x)
 
 
 def network_of(method: Method) -> Network:
@@ -114,7 +114,7 @@ def samples_of(method: Method, data: OODDataModule, split: Split, device: torch.
     if split is not None:
         with scoring_mode(method):
             for x, y in data.plain_loader(split, device=device):
-                parts.append((*network.features_and_logits(x), y))
+                parts.append((*features_and_logits(network, x), y))
     features, logits, labels = (torch.cat(column) for column in zip(*parts, strict=True))
     return features, logits, labels
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from uncertainty_est import measures
 from uncertainty_est.models.base import Batch, Method, Prediction
-from uncertainty_est.networks.base import Network
+from uncertainty_est.networks.base import Network, features_and_logits
 
 
 class CEBaseline(Method):
@@ -44,7 +44,7 @@ class CEBaseline(Method):
 
     def outputs(self, x: Tensor) -> dict[str, Tensor]:
         """The network's one pass over ``x: [B, *data_shape]``: ``features [B, D]`` and ``logits [B, C]``, float32."""
-        return dict(zip(("features", "logits"), self.network.features_and_logits(x), strict=True))
+        return dict(zip(("features", "logits"), features_and_logits(self.network, x), strict=True))
 
     def predict_from(self, outputs: dict[str, Tensor]) -> Prediction:
         """Probabilities and scores by arithmetic over :meth:`outputs`, with no further pass."""

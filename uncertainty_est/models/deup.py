@@ -29,7 +29,7 @@ from uncertainty_est.error_prediction.predictor import ErrorPredictor, fit_disti
 from uncertainty_est.errors import ConfigError, TrainingError
 from uncertainty_est.models.base import Prediction, scoring_mode
 from uncertainty_est.models.ce_baseline import CEBaseline
-from uncertainty_est.networks.base import Network
+from uncertainty_est.networks.base import Network, features_and_logits
 
 log = logging.getLogger(__name__)
 
@@ -282,7 +282,7 @@ class DEUP(CEBaseline):
 
 def network_outputs(network: Network, x: Tensor) -> dict[str, Tensor]:
     """One pass over ``x: [B, *data_shape]``: ``features [B, D]``, ``logits [B, C]`` and ``input [B, P]``, float32."""
-    features, logits = network.features_and_logits(x)
+    features, logits = features_and_logits(network, x)
     return {"features": features, "logits": logits, "input": x.flatten(1).float()}
 
 

@@ -33,11 +33,6 @@ class Network(nn.Module, ABC):
     def features(self, x: Tensor) -> Tensor:
         """Features ``[B, feature_dim]``, the input of the head, of ``x: [B, *data_shape]``."""
 
-    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features ``[B, feature_dim]`` and logits ``[B, num_classes]``, float32, from one pass over `x`."""
-        features = self.features(x)
-        return features.float(), self.head(features).float()
-
     def after_stages(self) -> Sequence[nn.Module]:
         """Modules whose inputs are what the stages before the last one put out, in the order in which they run."""
         return []
@@ -60,6 +55,12 @@ class Network(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[B, num_classes]`` of ``x: [B, *data_shape]``."""
         return self.head(self.features(x))
+
+
+def features_and_logits(network: Network, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Features ``[B, feature_dim]`` and logits ``[B, num_classes]``, float32, from one pass over `x`."""
+    features = network.features(x)
+    return features.float(), network.head(features).float()
 
 
 def image_shape(data_shape: Sequence[int], *, network: str, min_size: int, instead: str = "fc") -> tuple[int, int, int]:
