@@ -67,6 +67,7 @@ def run(
     batch_size: int = 128,
     eval_batch_size: int = 512,
     data_root: str = "../data",
+    path: str | None = None,
     split_seed: int = 1,
     seed: int = 1,
     init_from: str | Sequence[str] | None = None,
@@ -99,6 +100,7 @@ def run(
         batch_size: of training, per process.
         eval_batch_size: of validation, fitting and scoring.
         data_root: folder of the data sets' files.
+        path: folder or file of the data sets `folder`, `npz` and `table`, which are one's own.
         split_seed: decides which samples are training, validation and test, and nothing else.
         seed: of initialisation and order of the data.
         init_from: folder of a finished run, or of several, whose weights to start from.
