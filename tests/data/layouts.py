@@ -233,3 +233,9 @@ def write_all(root: Path) -> None:
     write_sensorless(root, SENSORLESS_SUBSET, more=7)
     write_gaussian2d(root)
     write_ambiguous(root / "AmbiguousMNIST")
+
+
+def write_image(path: Path, level: int, size: tuple[int, int] = (40, 36), mode: str = "RGB") -> None:
+    """One plain picture of a grey level; ``size`` is width and height."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, (level,) * 3 if mode == "RGB" else level).save(path)

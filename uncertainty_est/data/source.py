@@ -20,11 +20,11 @@ SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a data set, N items in memory.
+    """One split of a data set, N items.
 
     Attributes:
         x: ``[N, C, H, W]`` uint8 images, ``[N, D]`` float32 tables, or float32 that is already the
-            network's input.
+            network's input. It may be a file mapped for reading: take rows of it, write to copies only.
         y: ``[N]`` int64 labels, -1 where the data set has none.
         indices: ``[N]`` int64 position of each item in the data set's own file.
         part: which of the data set's own files `indices` refers to; ``"all"`` where there is only one.
@@ -83,7 +83,8 @@ class PartitionedSource(Source):
     cut from the whole. The cut is one permutation that depends on `split_seed` only: training first, then
     validation, then test. Items that must not be parted, such as copies of one, are permuted as one (:meth:`groups`).
 
-    A subclass gives its `name` and :meth:`load`. One with arguments of its own declares them as fields and is a
+    A subclass gives its `name` and :meth:`load`; one whose items need not all be read for a split gives
+    :meth:`labels_of` and :meth:`items_of`, too. One with arguments of its own declares them as fields and is a
     dataclass too; one with an official test part says so in `official_test` and takes `test_fraction` out of its
     constructor.
 
@@ -149,18 +150,26 @@ class PartitionedSource(Source):
             self._parts[part] = self.load(part)
         return self._parts[part]
 
+    def labels_of(self, part: Part) -> Tensor:
+        """Labels ``[N]`` int64 of all items of a part, in the file's order."""
+        return self.load_once(part)[1]
+
+    def items_of(self, part: Part, rows: Tensor) -> Tensor:
+        """Items ``[n, *shape]`` at some positions of a part, ``rows: [n]`` int64, in that order."""
+        return self.load_once(part)[0][rows]
+
     def split(self, name: SplitName) -> Split:
         if name not in SPLIT_NAMES:
             raise ValueError(f"split must be 'train', 'val' or 'test', got '{name}'")
         part: Part = name if self._is_whole(name) else "train" if self.official_test else "all"
-        x, y = self.load_once(part)
+        y = self.labels_of(part)
         rows = torch.from_numpy(self._rows(name, part, y.numpy()))
         labels = y[rows]
         if self.classes is not None:
             new_label = torch.full((int(y.max()) + 1,), -1)
             new_label[torch.tensor(self.classes)] = torch.arange(len(self.classes))
             labels = new_label[labels]
-        return Split(x[rows], labels, rows, part)
+        return Split(self.items_of(part, rows), labels, rows, part)
 
     def _is_whole(self, name: SplitName) -> bool:
         """The split is a part, and not cut from one."""

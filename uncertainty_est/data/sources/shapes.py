@@ -52,13 +52,18 @@ def fit_images(x: Tensor, shape: Sequence[int], name: str) -> Tensor:
     return torch.cat([_fit_chunk(chunk, *shape) for chunk in x.split(_CHUNK)])
 
 
+def covering_size(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an image, with its aspect ratio, that just covers a window of another height and width."""
+    scale = max(window[0] / size[0], window[1] / size[1])
+    return max(window[0], round(size[0] * scale)), max(window[1], round(size[1] * scale))
+
+
 def _fit_chunk(x: Tensor, channels: int, height: int, width: int) -> Tensor:
     if x.shape[1] == 3 and channels == 1:
         weights = torch.tensor(_LUMINANCE).view(1, 3, 1, 1)
         x = (x.float() * weights).sum(1, keepdim=True).round_().clamp_(0, 255).to(torch.uint8)
     if x.shape[-2:] != (height, width):
-        scale = max(height / x.shape[-2], width / x.shape[-1])
-        size = [max(height, round(x.shape[-2] * scale)), max(width, round(x.shape[-1] * scale))]
+        size = covering_size((x.shape[-2], x.shape[-1]), (height, width))
         resized = F.interpolate(x.float(), size, mode="bilinear", antialias=True)
         top, left = (size[0] - height) // 2, (size[1] - width) // 2
         x = resized[..., top : top + height, left : left + width].round().clamp(0, 255).to(torch.uint8)
