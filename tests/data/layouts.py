@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import json
 import pickle
 import struct
@@ -104,6 +105,34 @@ def write_textures(root: Path) -> None:
                 Image.new("RGB", (50 + i, 40), (100 * c + 30 * number,) * 3).save(folder / "images" / file)
                 lines.append(file)
         (folder / "labels" / f"{subset}1.txt").write_text("\n".join(lines) + "\n")
+
+
+def write_usps(root: Path) -> None:
+    """Lines of a label from 1 and 256 numbered values of [-1, 1], packed."""
+    for file, n in (("usps.bz2", TRAIN), ("usps.t.bz2", TEST)):
+        # A hair more than the level, which torchvision cuts to an integer.
+        values = (images(n, 256, seed=n) + 1e-3) / 255 * 2 - 1
+        lines = [
+            " ".join([str(y), *(f"{i}:{value:.8f}" for i, value in enumerate(row, 1))])
+            for y, row in zip(labels(n, 10, first=1), values, strict=True)
+        ]
+        (root / file).write_bytes(bz2.compress("\n".join(lines).encode()))
+
+
+def write_omniglot(root: Path) -> None:
+    """Characters of alphabets, 105x105, black on white; the archives that they came in lie beside them."""
+    folder = root / "omniglot-py"
+    for part, alphabets in (("background", ("Greek", "Latin")), ("evaluation", ("Tengwar",))):
+        (folder / f"images_{part}").mkdir(parents=True)
+        (folder / f"images_{part}.zip").touch()
+        for alphabet in alphabets:
+            for character in ("character01", "character02", "character03"):
+                for drawer in (1, 2):
+                    picture = Image.new("1", (105, 105), 1)
+                    picture.paste(0, (30, 30, 75, 75))
+                    path = folder / f"images_{part}" / alphabet / character / f"0001_{drawer:02}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    picture.save(path)
 
 
 def write_pack(path: Path, shape: Sequence[int] = (32, 32, 3), classes: int = 5) -> None:
@@ -226,6 +255,8 @@ def write_all(root: Path) -> None:
     write_cifar(root, 100)
     write_svhn(root)
     write_textures(root)
+    write_usps(root)
+    write_omniglot(root)
     write_pack(root / "tiny_imagenet32.npz")
     write_segment_csv(root)
     write_segment_uci(root)

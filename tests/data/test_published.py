@@ -85,16 +85,34 @@ def test_textures(tmp_path: Path) -> None:
     assert (test.x.int() - (60 + 100 * test.y).view(-1, 1, 1, 1)).abs().max() <= 2
 
 
-def test_a_damaged_texture_is_named_by_data_set(tmp_path: Path) -> None:
+def test_a_damaged_texture_is_named(tmp_path: Path) -> None:
     layouts.write_textures(tmp_path)
     (tmp_path / "dtd/dtd/images/banded/banded_test3.jpg").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="DTD: its test part can neither be read"):
+    with pytest.raises(DataError, match=r"banded_test3.jpg: cannot be read as an image"):
         TorchvisionImages("DTD", str(tmp_path), shape=COLOUR).split("test")
+
+
+def test_usps(tmp_path: Path) -> None:
+    layouts.write_usps(tmp_path)
+    source = TorchvisionImages("USPS", str(tmp_path), shape=[1, 16, 16])
+    split = source.split("test")
+    assert np.array_equal(split.x[:, 0], layouts.images(layouts.TEST, 16, 16, seed=layouts.TEST))
+    assert np.array_equal(split.y, layouts.labels(layouts.TEST, 10)) and len(source.split("train")) == 36
+
+
+def test_omniglot_has_light_strokes_and_a_class_a_character(published: Callable[[], Path]) -> None:
+    root = published()
+    source = TorchvisionImages("Omniglot", str(root), shape=GREY, val_fraction=0.25)
+    source.prepare()
+    test = source.split("test")
+    assert test.y.tolist() == [0, 0, 1, 1, 2, 2] and len(source.split("val")) == 3
+    corner, stroke = test.x[:, 0, 0, 0], test.x[:, 0, 14, 14]
+    assert (corner == 0).all() and (stroke == 255).all()
 
 
 @pytest.mark.parametrize(
     "name",
-    ["MNIST", "FashionMNIST", "KMNIST", "EMNIST", "CIFAR10", "CIFAR100", "SVHN", "DTD"],
+    ["MNIST", "FashionMNIST", "KMNIST", "EMNIST", "CIFAR10", "CIFAR100", "SVHN", "DTD", "USPS", "Omniglot"],
 )
 def test_missing_files_that_cannot_be_downloaded_give_one_sentence(name: str, tmp_path: Path) -> None:
     source = TorchvisionImages(name, str(tmp_path), shape=COLOUR)

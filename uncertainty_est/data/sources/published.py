@@ -8,7 +8,7 @@ import pickle
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ import torchvision
 from torch import Tensor
 
 from uncertainty_est.data.source import Part, PartitionedSource
+from uncertainty_est.data.sources.image_files import DECODED_FOLDER, ImageFiles
+from uncertainty_est.data.sources.image_folder import walk
 from uncertainty_est.data.sources.pack import pack_parts, read_images
 from uncertainty_est.data.sources.shapes import check_image_shape, fit_images, to_nchw
 from uncertainty_est.errors import DataError
@@ -55,6 +57,8 @@ class _Published:
         pack: name of a ``.npz`` file that is used instead where it exists.
         first_label: label of the first class in the files.
         transposed: rows and columns are swapped in the files.
+        inverted: the files show dark strokes on a light ground, and others of their kind light ones on a dark ground.
+        list_files: of a set of image files, those of a part in the root folder, in folders that are the classes.
     """
 
     page: str
@@ -63,6 +67,8 @@ class _Published:
     pack: str
     first_label: int = 0
     transposed: bool = False
+    inverted: bool = False
+    list_files: Callable[[Path, str], ImageFiles] | None = None
 
 
 _TRAIN_FLAG = {"train": [{"train": True}], "test": [{"train": False}]}
@@ -73,6 +79,18 @@ def _idx_files(folder: str, prefix: str = "", test: str = "t10k") -> dict[str, l
         part: [f"{folder}/raw/{prefix}{stem}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
         for part, stem in (("train", "train"), ("test", test))
     }
+
+
+def _textures(root: Path, part: str) -> ImageFiles:
+    labels = root / "dtd" / "dtd" / "labels"
+    lists = ("train1.txt", "val1.txt") if part == "train" else ("test1.txt",)
+    names = [name for file in lists for name in (labels / file).read_text().split()]
+    return ImageFiles(root / "dtd" / "dtd" / "images", names)
+
+
+def _omniglot(root: Path, part: str) -> ImageFiles:
+    folder = root / "omniglot-py" / ("images_background" if part == "train" else "images_evaluation")
+    return ImageFiles(folder, sorted(walk(folder)))
 
 
 _PUBLISHED = {
@@ -115,6 +133,21 @@ _PUBLISHED = {
         {"train": [{"split": "train"}, {"split": "val"}], "test": [{"split": "test"}]},
         {part: ["dtd/dtd/images", "dtd/dtd/labels"] for part in ("train", "test")},
         "textures",
+        list_files=_textures,
+    ),
+    "USPS": _Published(
+        "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass.html#usps",
+        _TRAIN_FLAG,
+        {"train": ["usps.bz2"], "test": ["usps.t.bz2"]},
+        "usps",
+    ),
+    "Omniglot": _Published(
+        "https://github.com/brendenlake/omniglot",
+        {part: [{"background": part == "train"}] for part in ("train", "test")},
+        {"train": ["omniglot-py/images_background"], "test": ["omniglot-py/images_evaluation"]},
+        "omniglot",
+        inverted=True,
+        list_files=_omniglot,
     ),
 }
 
@@ -125,10 +158,13 @@ class TorchvisionImages(PartitionedSource):
 
     A file ``<root>/<name>.npz`` with ``x_train, y_train, x_test, y_test`` is used instead where it exists.
     EMNIST is its "letters" subset turned upright, with labels 0 to 25; DTD is its first partition, whose
-    training and validation subsets make the training part.
+    training and validation subsets make the training part. Omniglot has light strokes here, as MNIST; its training
+    part is the background set, its test part the evaluation set, whose characters are others. DTD and Omniglot are
+    image files, which are decoded once, see :class:`ImageFiles`.
 
     Args:
-        dataset: the torchvision class: MNIST, FashionMNIST, KMNIST, EMNIST, CIFAR10, CIFAR100, SVHN or DTD.
+        dataset: the torchvision class: MNIST, FashionMNIST, KMNIST, EMNIST, USPS, Omniglot, CIFAR10, CIFAR100, SVHN or
+            DTD.
         root: folder of the files, in torchvision's layout.
         shape: ``(C, H, W)``.
 
@@ -149,6 +185,7 @@ class TorchvisionImages(PartitionedSource):
         self._published = _PUBLISHED[self.dataset]
         self._folder = Path(self.root)
         self._pack = self._folder / f"{self._published.pack}.npz"
+        self._listed: dict[str, ImageFiles] = {}
 
     def prepare(self) -> None:
         """Download the data set, unless the files of a part are there already.
@@ -169,11 +206,40 @@ class TorchvisionImages(PartitionedSource):
             log.info("%s: the %s part is read from %s", self.name, part, self._pack)
             x, y = read_images(self._pack, part)
             return fit_images(x, self.shape, self.name), y
+        if self._is_in_files:
+            y = self.labels_of(part)
+            return self.items_of(part, torch.arange(len(y))), y
         pieces = [self._read(subset, part) for subset in self._open(part)]
         x, y = (torch.cat(tensors) for tensors in zip(*pieces, strict=True))
         if self._published.transposed:
             x = x.transpose(2, 3).contiguous()
         return x, y - self._published.first_label
+
+    def labels_of(self, part: Part) -> Tensor:
+        if not self._is_in_files:
+            return super().labels_of(part)
+        check_image_shape(self.shape, self.name)
+        folders = [name.rpartition("/")[0] for name in self._files(part).names]
+        return torch.from_numpy(np.unique(folders, return_inverse=True)[1].astype(np.int64))
+
+    def items_of(self, part: Part, rows: Tensor) -> Tensor:
+        if not self._is_in_files:
+            return super().items_of(part, rows)
+        files = self._files(part).take(rows.tolist())
+        x = files.decode(self.shape, self._folder / DECODED_FOLDER, self.name)
+        return 255 - x if self._published.inverted else x
+
+    @property
+    def _is_in_files(self) -> bool:
+        return self._published.list_files is not None and not self._pack.is_file()
+
+    def _files(self, part: str) -> ImageFiles:
+        """The files of a part, downloaded if need be."""
+        assert self._published.list_files is not None
+        if part not in self._listed:
+            self._open(part)
+            self._listed[part] = self._published.list_files(self._folder, part)
+        return self._listed[part]
 
     def _has(self, part: str) -> bool:
         return all((self._folder / file).exists() for file in self._published.files[part])
@@ -201,23 +267,9 @@ class TorchvisionImages(PartitionedSource):
 
     def _read(self, subset: Any, part: str) -> tuple[Tensor, Tensor]:
         """Images ``[N, *shape]`` uint8 and labels ``[N]`` int64 of one torchvision data set."""
-        if isinstance(subset, torchvision.datasets.DTD):
-            return self._read_files(subset, part)
         labels = subset.labels if isinstance(subset, torchvision.datasets.SVHN) else subset.targets
         x = fit_images(to_nchw(subset.data), self.shape, self.name)
         return x, torch.as_tensor(labels, dtype=torch.int64)
-
-    def _read_files(self, subset: Any, part: str) -> tuple[Tensor, Tensor]:
-        """Images of different sizes, one file each: only the fitted ones are in memory together."""
-        images, labels = [], []
-        try:
-            for number in range(len(subset)):
-                image, label = subset[number]
-                images.append(fit_images(to_nchw(np.array(image)[None]), self.shape, self.name))
-                labels.append(label)
-        except _READ_ERRORS as error:
-            raise self._unreadable(part, error) from error
-        return torch.cat(images), torch.tensor(labels, dtype=torch.int64)
 
     def _unreadable(self, part: str, error: BaseException) -> DataError:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
