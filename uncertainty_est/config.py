@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from uncertainty_est.errors import ConfigError, DataError, did_you_mean
+from uncertainty_est.own_data import find_own, kind_of
 
 OWN_PACKAGE = "uncertainty_est"
 # What a configuration that the user wrote may build. A file found beside a checkpoint may build our own classes only.
@@ -25,7 +26,7 @@ EMBEDDED_SUFFIX = "_embedded"
 # Keys of `fixed` whose values are names of data sets.
 _DATASET_KEYS = ("dataset", "ood_dataset", "val_ood_datasets", "test_ood_datasets")
 # What an unknown name that is near no known one may have been meant to be.
-_ANY_NPZ = "any <fixed.data_root>/<name>.npz with x_train, y_train, x_test, y_test is a data set too"
+_ANY_OWN = "any folder of images <name>, or <name>.npz, .csv or .parquet, in fixed.data_root is a data set too"
 
 
 # ---------------------------------------------------------------------------------------------- data sets by name
@@ -70,18 +71,23 @@ def grid_dataset_names(grid: Mapping[str, Any] | None) -> list[str]:
 
 
 def find_source(name: str, source_dir: Path, data_root: Path) -> dict[str, Any]:
-    """The node that builds data set `name`: its YAML, a ``.npz`` file in `data_root`, or a form of another set.
+    """The node that builds data set `name`: its YAML, what lies in `data_root`, or a form of another set.
+
+    In `data_root` a folder of images ``<name>`` is a data set, and so is ``<name>.npz``, ``.csv`` or ``.parquet``.
 
     ``<name>_unscaled`` is made of ``<name>``. ``<name>_embedded`` is a ``.npz`` file that may be written later; until
     it is there, ``<name>`` must be known.
 
     Raises:
-        ConfigError: no such data set, with the nearest known name.
+        ConfigError: no such data set, with the nearest known name, or several in `data_root`.
     """
     path = source_dir / f"{name}.yaml"
     if path.is_file():
         return yaml.safe_load(path.read_text())
-    is_pack = (data_root / f"{name}.npz").is_file()
+    own = find_own(data_root, name)
+    is_pack = own is not None and own.suffix == ".npz"
+    if own is not None and not is_pack:
+        return _own_source(own, source_dir)
     if not is_pack and name.endswith(EMBEDDED_SUFFIX):
         find_source(name.removesuffix(EMBEDDED_SUFFIX), source_dir, data_root)
         is_pack = True
@@ -99,8 +105,15 @@ def find_source(name: str, source_dir: Path, data_root: Path) -> dict[str, Any]:
     known = sorted(p.stem for p in source_dir.glob("*.yaml"))
     raise ConfigError(
         f"there is no data set '{name}': neither {path} nor {data_root / (name + '.npz')} exists"
-        f"{did_you_mean(name, known) or f' ({_ANY_NPZ})'}"
+        f"{did_you_mean(name, known) or f' ({_ANY_OWN})'}"
     )
+
+
+def _own_source(path: Path, source_dir: Path) -> dict[str, Any]:
+    """The node of a folder or table in `data_root`: that of ``fixed.path`` with this path in its place."""
+    text = (source_dir / f"{kind_of(path)}.yaml").read_text()
+    node = yaml.safe_load(text.replace("${fixed.path}", f"${{fixed.data_root}}/{path.name}"))
+    return node | ({"name": path.name} if "name" in node else {})
 
 
 def inline_sources(fixed: Any, source_dir: Path, extra_names: Sequence[str] = ()) -> None:
@@ -108,10 +121,18 @@ def inline_sources(fixed: Any, source_dir: Path, extra_names: Sequence[str] = ()
 
     A job on a cluster sees a snapshot of ``.py`` files and no YAML, so `fixed` must carry all that it needs.
     What the user set below ``fixed.sources.<name>`` wins over the file.
+
+    Raises:
+        ConfigError: an unknown name, or one's own data without ``fixed.path``.
     """
     root = Path(str(fixed.data_root))
     for name in dict.fromkeys([*dataset_names(fixed), *extra_names]):
-        node = OmegaConf.create(find_source(name, source_dir, root))
+        found = find_source(name, source_dir, root)
+        if fixed.get("path") is None and "${fixed.path}" in str(found):
+            raise ConfigError(
+                f"fixed.path: the data set '{name}' is your own; say where it is, fixed.path=<file or folder>"
+            )
+        node = OmegaConf.create(found)
         given = OmegaConf.select(fixed, f"sources.{name}")
         OmegaConf.update(fixed, f"sources.{name}", OmegaConf.merge(node, given or {}), force_add=True)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from uncertainty_est import checkpoints
 from uncertainty_est.cluster.grid import check_keys, expand
@@ -53,8 +53,14 @@ def points_of(config: DictConfig, source_dir: Path, further_sources: Sequence[st
         for key, value in override.items():
             OmegaConf.update(point.fixed, key, value, merge=False)
         try:
+            make_absolute(point.fixed)
             inline_sources(point.fixed, source_dir, [*grid_dataset_names(grid), *further_sources])
             fixed = as_dict(OmegaConf.to_container(point.fixed, resolve=True, throw_on_missing=True))
+        except MissingMandatoryValue as error:
+            tells = f"; python -m uncertainty_est.data.check --path {point.fixed.path} tells it" * bool(
+                point.fixed.path
+            )
+            raise ConfigError(f"{error.full_key or 'fixed'}: a value must be given{tells}") from error
         except OmegaConfBaseException as error:
             raise ConfigError(f"{error.full_key or 'fixed'}: {str(error).splitlines()[0]}") from error
         adopt_network(fixed)
@@ -62,6 +68,13 @@ def points_of(config: DictConfig, source_dir: Path, further_sources: Sequence[st
         check_ood_sets(fixed)
         points.append(fixed)
     return points
+
+
+def make_absolute(fixed: DictConfig) -> None:
+    """Paths of data as absolute ones, in place, so that a run finds its data from any folder."""
+    for key in ("data_root", "path"):
+        if fixed.get(key) is not None:
+            fixed[key] = str(Path(str(fixed[key])).expanduser().resolve())
 
 
 def adopt_network(fixed: dict[str, Any]) -> None:

@@ -247,7 +247,23 @@ def write_ambiguous(folder: Path, n: int = 24, per_image: int = 10, train_images
         (folder / "generated.json").write_text(json.dumps({"seed": 1, "train_images": train_images}))
 
 
+OWN_PATHS = {"folder": "own/images", "npz": "own/pack.npz", "table": "own/table.csv"}
+
+
+def write_own(root: Path) -> None:
+    """Data sets of one's own, in each of the forms that they can have."""
+    for c, name in enumerate(("bolts", "nuts")):
+        folder = root / OWN_PATHS["folder"] / name
+        folder.mkdir(parents=True)
+        for number, pixels in enumerate(images(20, 7, 9, 3, seed=c)):
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    write_pack(root / OWN_PATHS["npz"])
+    rows = [f"{a},{b},{'bolts' if a > b else 'nuts'}" for a, b in images(TRAIN, 2).tolist()]
+    (root / OWN_PATHS["table"]).write_text("\n".join(["length,width,label", *rows]))
+
+
 def write_all(root: Path) -> None:
+    write_own(root)
     for seed, name in enumerate(("MNIST", "FashionMNIST", "KMNIST")):
         write_mnist_like(root, name, seed)
     write_emnist_letters(root)

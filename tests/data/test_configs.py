@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from tests.conftest import compose_points, real_data
+from tests.data.layouts import OWN_PATHS
 from uncertainty_est.data.source import SPLIT_NAMES, Source, Split
 from uncertainty_est.errors import DataError
 from uncertainty_est.run import build_data
@@ -23,6 +24,7 @@ def node(file: Path, shape: list[int], root: Path, split_seed: int = 1) -> DictC
     """The file in a composition with the digits as its in-distribution set, which some sets are made of."""
     digits = OmegaConf.load(file.with_stem("digits"))
     fixed = {"data_shape": shape, "data_root": str(root), "split_seed": split_seed, "dataset": "digits"}
+    fixed["path"] = str(root / OWN_PATHS.get(file.stem, ""))
     return OmegaConf.create({"fixed": {**fixed, "sources": {"digits": digits}}, "node": OmegaConf.load(file)}).node
 
 

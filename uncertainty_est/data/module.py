@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from uncertainty_est.data.loader import JointLoader, TensorLoader, Transform
 from uncertainty_est.data.source import SPLIT_NAMES, Source, Split, SplitName
 from uncertainty_est.errors import DataError
+
+log = logging.getLogger(__name__)
 
 
 class OODDataModule(pl.LightningDataModule):
@@ -236,6 +239,7 @@ class OODDataModule(pl.LightningDataModule):
     def _ood_split(self, source: Source, name: SplitName) -> Split:
         key = (id(source), name)
         if key not in self._ood_splits:
+            self._check_columns(source)
             self._ood_splits[key] = self._checked(source, name)
         return self._ood_splits[key]
 
@@ -247,16 +251,39 @@ class OODDataModule(pl.LightningDataModule):
             raise DataError(f"{source.name}: its {name} split is empty")
         shape = tuple(split.x.shape[1:])
         if shape != self.data_shape:
-            raise DataError(f"{source.name}: items have the shape {shape}, but fixed.data_shape is {self.data_shape}")
+            raise DataError(
+                f"{source.name}: items have the shape {shape}, but fixed.data_shape is {self.data_shape}; set"
+                f" fixed.data_shape={list(shape)}"
+            )
         return split
 
+    def _check_columns(self, source: Source) -> None:
+        """The same features in another order would be other inputs."""
+        ours, theirs = self.id_source.columns, source.columns
+        if ours and theirs and ours != theirs and set(ours) == set(theirs):
+            raise DataError(
+                f"{source.name}: its columns come in another order than those of {self.id_source.name}; order them as"
+                f" {', '.join(ours)}"
+            )
+
     def _check_labels(self, splits: Mapping[SplitName, Split]) -> None:
+        fits = max(int(split.y.max()) for split in splits.values()) + 1
+        remedy = f"set fixed.num_classes={fits}" if fits else "an in-distribution set needs labels"
+        if 0 < fits < self.num_classes:
+            log.warning(
+                "%s: fixed.num_classes is %d, but no item has a label above %d; if there are no more classes, %s",
+                self.id_source.name,
+                self.num_classes,
+                fits - 1,
+                remedy,
+            )
         for name, split in splits.items():
             low, high = int(split.y.min()), int(split.y.max())
             if low < 0 or high >= self.num_classes:
                 raise DataError(
                     f"{self.id_source.name}: labels of its {name} split range from {low} to {high}, but"
-                    f" fixed.num_classes is {self.num_classes}, which allows 0 to {self.num_classes - 1}"
+                    f" fixed.num_classes is {self.num_classes}, which allows 0 to {self.num_classes - 1};"
+                    f" {remedy}"
                 )
 
     def _check_disjoint(self, splits: Mapping[SplitName, Split]) -> None:

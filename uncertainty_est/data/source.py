@@ -51,10 +51,12 @@ class Source(ABC):
         shape: shape of one item, ``(C, H, W)`` or ``(D,)``.
         space: ``"raw"`` items go through the transform of the in-distribution set, ``"network"`` items are
             fed to the network as they are.
+        columns: names of a table's features, in order; ``None`` where they have none.
     """
 
     name: str
     shape: Sequence[int]
+    columns: ClassVar[Sequence[str] | None] = None
     space: Literal["raw", "network"] = "raw"
 
     @abstractmethod

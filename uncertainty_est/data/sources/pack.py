@@ -71,6 +71,29 @@ class NpzPack(PartitionedSource):
         return fit_images(images, self.shape, self.name), y
 
 
+@dataclass(eq=False, kw_only=True)
+class NpzFile(NpzPack):
+    """Like :class:`NpzPack`, of a file anywhere.
+
+    Args:
+        file: its path.
+    """
+
+    root: str = field(init=False)
+    name: str = field(init=False)
+    file: str
+
+    def __post_init__(self) -> None:
+        file = Path(self.file)
+        self.root, self.name = str(file.parent), file.stem
+        super().__post_init__()
+
+    def prepare(self) -> None:
+        if self.path != Path(self.file):
+            raise DataError(f"{self.file}: is no .npz file by its name; {_LAYOUT}")
+        super().prepare()
+
+
 def pack_parts(path: Path) -> list[Part]:
     """Which of ``"train"``, ``"val"`` and ``"test"`` a file holds, read from its directory only.
 

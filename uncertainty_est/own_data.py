@@ -1,0 +1,59 @@
+"""What a user's own data set is, told by the names of its files alone; nothing is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from uncertainty_est.errors import ConfigError, DataError
+
+TABLE_SUFFIXES = (".csv", ".parquet")
+PARTS = ("train", "val", "test")
+KINDS = "a folder of images, a .npz file, a .csv or .parquet table, or a folder of train, val and test tables"
+
+
+def kind_of(path: Path) -> str:
+    """The data set in ``configs/source/`` that reads what lies at `path`: ``folder``, ``npz`` or ``table``.
+
+    Raises:
+        DataError: there is nothing, it is a file of another kind, or a folder with two tables for one part.
+    """
+    if path.is_dir():
+        return "table" if tables_in(path) else "folder"
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file or folder; a data set is {KINDS}")
+    if path.suffix == ".npz":
+        return "npz"
+    if path.suffix in TABLE_SUFFIXES:
+        return "table"
+    raise DataError(f"{path}: cannot be read by its ending '{path.suffix}'; a data set is {KINDS}")
+
+
+def tables_in(folder: Path) -> dict[str, Path]:
+    """The files ``train``, ``val`` and ``test`` of a folder that are tables, by part; none in a folder of images.
+
+    Raises:
+        DataError: a part is there in two formats.
+    """
+    files: dict[str, Path] = {}
+    for part in PARTS:
+        found = [path for suffix in TABLE_SUFFIXES if (path := folder / f"{part}{suffix}").is_file()]
+        if len(found) > 1:
+            raise DataError(f"{found[0]}: {found[1].name} is there as well; keep one of the two")
+        if found:
+            files[part] = found[0]
+    return files
+
+
+def find_own(data_root: Path, name: str) -> Path | None:
+    """The file or folder in `data_root` that is the data set `name`, ``None`` if there is none.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    paths = [data_root / name, *(data_root / f"{name}{suffix}" for suffix in (".npz", *TABLE_SUFFIXES))]
+    found = [path for path in paths if (path.is_dir() if path.name == name else path.is_file())]
+    if len(found) > 1:
+        raise ConfigError(
+            f"the data set '{name}' is there more than once: {', '.join(map(str, found))}; rename all but one"
+        )
+    return found[0] if found else None
