@@ -262,6 +262,80 @@ def write_own(root: Path) -> None:
     (root / OWN_PATHS["table"]).write_text("\n".join(["length,width,label", *rows]))
 
 
+def write_folders(root: Path, folders: Sequence[str], images: int = 10, size: tuple[int, int] = (32, 32)) -> None:
+    """Plain pictures of levels 0, 1, … in each of some folders."""
+    for folder in folders:
+        for number in range(images):
+            write_image(root / folder / f"{number}.png", number, size)
+
+
+def write_odin_release(root: Path) -> None:
+    """Five archives, each with one folder in its folder."""
+    inner = ("Imagenet/test", "LSUN/test", "Imagenet_resize/Imagenet_resize", "LSUN_resize/LSUN_resize")
+    write_folders(root, [*inner, "iSUN/iSUN_patches"])
+
+
+def write_notmnist(root: Path) -> None:
+    """Ten letters; the two files that are empty in the published archive are so here."""
+    write_folders(root, [f"notMNIST_small/{letter}" for letter in "ABCDEFGHIJ"], images=2, size=(28, 28))
+    for file in ("A/RGVtb2NyYXRpY2FCb2xkT2xkc3R5bGUgQm9sZC50dGY=.png", "F/Q3Jvc3NvdmVyIEJvbGRPYmxpcXVlLnR0Zg==.png"):
+        (root / "notMNIST_small" / file).touch()
+
+
+def write_tiny_imagenet(root: Path) -> None:
+    """Three classes: train/<class>/images, val/images with a table of classes, test/images without any."""
+    folder = root / "tiny-imagenet-200"
+    classes = ("n01443537", "n01629819", "n01641577")
+    write_folders(folder, [f"train/{name}/images" for name in classes], size=(64, 64))
+    write_folders(folder, ["val/images", "test/images"], images=6, size=(64, 64))
+    lines = [f"{number}.png\t{classes[2 - number % 3]}\t0\t0\t62\t62" for number in range(6)]
+    (folder / "val" / "val_annotations.txt").write_text("\n".join(lines) + "\n")
+
+
+OPENOOD_SETS = ("ssb_hard/n04542943", "ninco/amphiuma_means", "inaturalist/images", "openimage_o/images")
+
+
+def write_openood_images(root: Path) -> None:
+    """Folders of the ImageNet benchmark, without its lists."""
+    large = root / "images_largescale"
+    write_folders(large, OPENOOD_SETS, size=(50, 40))
+    write_folders(large, [f"imagenet_1k/{part}/{c}" for part in ("train", "val") for c in ("n01440764", "n01443537")])
+
+
+def write_openood_lists(root: Path) -> None:
+    """Lists of every part of ImageNet and its OOD sets, of a few of the images; of 200 classes' as well."""
+    rng = np.random.default_rng(0)
+    for benchmark in ("imagenet", "imagenet200"):
+        folder = root / "benchmark_imglist" / benchmark
+        folder.mkdir(parents=True)
+        lists = {
+            f"test_{name.split('/')[0]}": [f"{name}/{i} -1" for i in rng.permutation(10)[:8]] for name in OPENOOD_SETS
+        }
+        lists["val_openimage_o"] = [
+            line for i in range(10) if (line := f"openimage_o/images/{i} -1") not in lists["test_openimage_o"]
+        ]
+        for part, numbers in (("train", range(10)), ("val", range(5)), ("test", range(5, 10))):
+            own = "train" if part == "train" else "val"
+            lists[f"{part}_{benchmark}"] = [
+                f"imagenet_1k/{own}/{c}/{i} {y}" for y, c in enumerate(("n01440764", "n01443537")) for i in numbers
+            ]
+        for name, lines in lists.items():
+            text = "\n".join(line.replace(" ", ".png ") for line in lines)
+            (folder / f"{name}.txt").write_text(text + "\n")
+
+
+def write_corrupted_cifar(root: Path, classes: int, n: int = 6) -> None:
+    """Two corruptions of `n` images: the level of a picture is 100 * corruption + 10 * severity + number."""
+    folder = root / f"CIFAR-{classes}-C"
+    folder.mkdir()
+    np.save(folder / "labels.npy", np.tile(labels(n, classes), 5).astype(np.uint8))
+    for number, name in enumerate(("fog", "snow")):
+        level = 100 * number + 10 * np.repeat(np.arange(1, 6), n) + np.tile(np.arange(n), 5)
+        np.save(
+            folder / f"{name}.npy", np.broadcast_to(level[:, None, None, None], (5 * n, 32, 32, 3)).astype(np.uint8)
+        )
+
+
 def write_all(root: Path) -> None:
     write_own(root)
     for seed, name in enumerate(("MNIST", "FashionMNIST", "KMNIST")):
@@ -273,6 +347,14 @@ def write_all(root: Path) -> None:
     write_textures(root)
     write_usps(root)
     write_omniglot(root)
+    write_odin_release(root)
+    write_notmnist(root)
+    write_tiny_imagenet(root)
+    write_openood_images(root)
+    write_openood_lists(root)
+    write_folders(root, ["celeba/img_align_celeba", "val_256"], size=(40, 50))
+    write_corrupted_cifar(root, 10)
+    write_corrupted_cifar(root, 100)
     write_pack(root / "tiny_imagenet32.npz")
     write_segment_csv(root)
     write_segment_uci(root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,13 +48,13 @@ def splits_of(source: Source) -> dict[str, Split]:
     for name in SPLIT_NAMES:
         try:
             splits[name] = source.split(name)
-        except DataError as error:  # OOD sets use all they have for validation and testing
-            assert name == "train" and "its train split is empty" in str(error)
+        except DataError as error:  # OOD sets use all they have for validation and testing, some for testing alone
+            assert re.search(rf"its {name} split is empty|no (split from a )?train part", str(error)) and name != "test"
     return splits
 
 
 def test_there_are_sources() -> None:
-    assert len(FILES) >= 28
+    assert len(FILES) >= 50
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -61,7 +62,7 @@ def test_shapes_types_labels_and_disjoint_deterministic_splits(file: Path, publi
     root = published()
     source, again, other = build(file, root), build(file, root), build(file, root, split_seed=2)
     splits, repeated, reseeded = splits_of(source), splits_of(again), splits_of(other)
-    assert {"val", "test"} <= set(splits)
+    assert "test" in splits
     for name, split in splits.items():
         n = len(split)
         assert n > 0
@@ -74,7 +75,9 @@ def test_shapes_types_labels_and_disjoint_deterministic_splits(file: Path, publi
     for part in {split.part for split in splits.values()}:
         indices = torch.cat([split.indices for split in splits.values() if split.part == part])
         assert len(indices.unique()) == len(indices)
-    assert not torch.equal(splits["val"].x, reseeded["val"].x), "split_seed changes nothing"
+    if "val" in splits and splits["val"].part != "val":
+        same = [torch.equal(getattr(splits["val"], key), getattr(reseeded["val"], key)) for key in ("x", "indices")]
+        assert not all(same), "split_seed changes nothing"
 
 
 @pytest.mark.parametrize(

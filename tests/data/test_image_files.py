@@ -44,14 +44,15 @@ def test_pixels_of_the_right_size_are_kept(tmp_path: Path) -> None:
     assert np.array_equal(read_image(tmp_path / "a.png", (3, 32, 32)), pixels.transpose(2, 0, 1))
 
 
-def test_resize_is_the_length_of_the_shorter_side_before_the_crop(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png", 128, 64)
+def test_a_crop_is_the_centre_of_a_larger_picture(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 512, 300)
     with Image.open(tmp_path / "a.png") as image:
-        whole = np.asarray(image.resize((32, 64), Image.Resampling.BILINEAR))
-    crop = read_image(tmp_path / "a.png", (3, 28, 24), resize=32)
-    assert np.array_equal(crop, whole[18:46, 4:28].transpose(2, 0, 1))
-    with pytest.raises(ValueError, match=r"resize must be at least the height and width of \(3, 64, 64\), got 63"):
-        ImageFolder(name="a", root=str(tmp_path), shape=(3, 64, 64), resize=63)
+        whole = np.asarray(image.resize((256, 437), Image.Resampling.BILINEAR))
+    crop = read_image(tmp_path / "a.png", (3, 224, 224), crop=0.875)
+    assert np.array_equal(crop, whole[106:330, 16:240].transpose(2, 0, 1))
+    for wrong in (0, 1.01):
+        with pytest.raises(ValueError, match=rf"crop must lie in \(0, 1\], got {wrong}"):
+            ImageFolder(name="a", root=str(tmp_path), shape=(3, 64, 64), crop=wrong)
 
 
 @pytest.mark.parametrize(
@@ -94,10 +95,10 @@ def test_each_split_decodes_its_own_files_once(tmp_path: Path, monkeypatch: pyte
     assert torch.equal(folder_of(tmp_path / "elsewhere").split("val").x, splits["val"].x) and read
 
 
-@pytest.mark.parametrize("what", ["mtime", "size", "name", "shape", "resize"])
+@pytest.mark.parametrize("what", ["mtime", "size", "name", "shape", "crop"])
 def test_what_the_array_depends_on(what: str, tmp_path: Path) -> None:
     layouts.write_image(tmp_path / "a.png", 10)
-    files, shape, resize = ImageFiles(tmp_path, ["a.png"]), (3, 8, 8), None
+    files, shape, crop = ImageFiles(tmp_path, ["a.png"]), (3, 8, 8), 1.0
     cache = tmp_path / "cache"
     files.decode(shape, cache, "some")
     if what == "mtime":
@@ -113,8 +114,8 @@ def test_what_the_array_depends_on(what: str, tmp_path: Path) -> None:
     elif what == "shape":
         shape = (1, 8, 8)
     else:
-        resize = 20
-    x = files.decode(shape, cache, "some", resize)
+        crop = 0.5
+    x = files.decode(shape, cache, "some", crop)
     assert len(list(cache.glob("some-*.npy"))) == 2
     assert x.unique().tolist() == [20 if what in ("mtime", "size") else 10]
 

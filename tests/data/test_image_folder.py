@@ -130,7 +130,7 @@ def test_lists_win_over_folders(tmp_path: Path) -> None:
     for file in (tmp_path / "lists").iterdir():
         file.unlink()
     assert len(folder(tmp_path, folders=["images/some"], lists=lists, test_fraction=0.9).split("test")) == 5
-    with pytest.raises(ValueError, match="lists are of 'train', 'val' and 'test', got 'dev'"):
+    with pytest.raises(ValueError, match="parts and lists are of 'train', 'val' and 'test', got 'dev'"):
         folder(tmp_path, lists={"dev": "a.txt"})
 
 

@@ -55,7 +55,7 @@ class ImageFiles:
         """The files at some positions, in that order."""
         return ImageFiles(self.folder, [self.names[row] for row in rows])
 
-    def decode(self, shape: Sequence[int], cache: Path, name: str, resize: int | None = None) -> Tensor:
+    def decode(self, shape: Sequence[int], cache: Path, name: str, crop: float = 1.0) -> Tensor:
         """All images as uint8 ``[N, C, H, W]``, mapped read-only from a ``.npy`` file in `cache`.
 
         The file is written the first time; its name tells the names, sizes and times of the image files, their order,
@@ -65,23 +65,23 @@ class ImageFiles:
             shape: ``(C, H, W)``; colour becomes grey by luminance, grey becomes colour by repetition.
             cache: folder of the arrays.
             name: of the data set, for messages and file names.
-            resize: length of the shorter side before the central crop to ``H x W``; ``None`` for the least that
-                covers ``H x W``. The resize is bilinear and antialiased and keeps the aspect ratio.
+            crop: ``H x W`` is the centre of a picture that, resized with its aspect ratio (bilinear, antialiased),
+                just covers ``H / crop x W / crop``; 0.875 for the 224 pixels of 256 that are usual on ImageNet.
 
         Raises:
             DataError: a file is missing or damaged, or there is no room for the array.
         """
         check_image_shape(shape, name)
-        path = cache / f"{name}-{self._digest(shape, resize)}.npy"
+        path = cache / f"{name}-{self._digest(shape, crop)}.npy"
         if not path.is_file():
             make_folder(cache, "fixed.data_root")
             log.info("%s: %d image files are decoded into %s, once", name, len(self), path)
             with atomic_path(path) as temporary:
-                self._write(temporary, tuple(shape), resize)
+                self._write(temporary, tuple(shape), crop)
         return _mapped(path)
 
-    def _digest(self, shape: Sequence[int], resize: int | None) -> str:
-        digest = hashlib.sha256(repr((_VERSION, tuple(shape), resize)).encode())
+    def _digest(self, shape: Sequence[int], crop: float) -> str:
+        digest = hashlib.sha256(repr((_VERSION, tuple(shape), crop)).encode())
         for name in self.names:
             try:
                 stat = (self.folder / name).stat()
@@ -90,13 +90,13 @@ class ImageFiles:
             digest.update(f"\n{name}\0{stat.st_size} {stat.st_mtime_ns}".encode())
         return digest.hexdigest()[:32]
 
-    def _write(self, path: Path, shape: tuple[int, ...], resize: int | None) -> None:
+    def _write(self, path: Path, shape: tuple[int, ...], crop: float) -> None:
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(self), *shape)}
         with path.open("wb") as stream, ThreadPoolExecutor(os.cpu_count()) as pool:
             np.lib.format.write_array_header_1_0(stream, header)
             for start in range(0, len(self), _CHUNK):
                 files = [self.folder / name for name in self.names[start : start + _CHUNK]]
-                for image in pool.map(lambda file: read_image(file, shape, resize), files):
+                for image in pool.map(lambda file: read_image(file, shape, crop), files):
                     try:
                         # Written, not mapped: a full disk is an exception here and a killed process there.
                         stream.write(image.tobytes())
@@ -107,7 +107,7 @@ class ImageFiles:
                         ) from error
 
 
-def read_image(path: Path, shape: Sequence[int], resize: int | None = None) -> np.ndarray:
+def read_image(path: Path, shape: Sequence[int], crop: float = 1.0) -> np.ndarray:
     """One image as uint8 ``[C, H, W]``, see :meth:`ImageFiles.decode`.
 
     Raises:
@@ -119,7 +119,7 @@ def read_image(path: Path, shape: Sequence[int], resize: int | None = None) -> n
             image = _eight_bits(opened).convert("L" if channels == 1 else "RGB")
     except _READ_ERRORS as error:
         raise _unreadable(path, error) from error
-    cover = (height, width) if resize is None else (resize, resize)
+    cover = round(height / crop), round(width / crop)
     rows, columns = covering_size((image.height, image.width), cover)
     if (rows, columns) != (image.height, image.width):
         image = image.resize((columns, rows), Image.Resampling.BILINEAR)
@@ -166,20 +166,20 @@ class FileImages(PartitionedSource):
         name: what messages call the set.
         root: folder of the data sets; below it lie the decoded arrays.
         shape: ``(C, H, W)``.
-        resize: see :meth:`ImageFiles.decode`.
+        crop: see :meth:`ImageFiles.decode`.
 
     Raises:
-        ValueError: a `resize` that does not cover the shape.
+        ValueError: a `crop` outside (0, 1].
     """
 
     name: str
     root: str
-    resize: int | None = None
+    crop: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.resize is not None and self.resize < max(self.shape[1:], default=0):
-            raise ValueError(f"resize must be at least the height and width of {tuple(self.shape)}, got {self.resize}")
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"crop must lie in (0, 1], got {self.crop}")
 
     @abstractmethod
     def listing(self, part: Part) -> tuple[ImageFiles, Tensor]:
@@ -199,4 +199,4 @@ class FileImages(PartitionedSource):
 
     def items_of(self, part: Part, rows: Tensor) -> Tensor:
         files = self.listing(part)[0].take(rows.tolist())
-        return files.decode(self.shape, Path(self.root) / DECODED_FOLDER, self.name, self.resize)
+        return files.decode(self.shape, Path(self.root) / DECODED_FOLDER, self.name, self.crop)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +39,7 @@ class ImageFolder(FileImages):
         lists: for a part a text file, relative to `root`, with lines ``<path> <label>`` (labels from 0, or -1). Where
             one of them exists the lists tell what the parts are, and `folders` is not looked at.
         list_folder: what the paths in lists are relative to, itself relative to `root`.
+        parts: name of the folder of each part.
         leave_out: files, relative to the folder, that are known to be damaged.
         page: where to get the data set, for messages.
     """
@@ -46,14 +47,15 @@ class ImageFolder(FileImages):
     folders: Sequence[str] = (".",)
     lists: Mapping[str, str] = field(default_factory=dict)
     list_folder: str = "."
+    parts: Mapping[str, str] = field(default_factory=lambda: {part: part for part in _PARTS})
     leave_out: Sequence[str] = ()
     page: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        unknown = sorted(set(self.lists) - set(_PARTS))
+        unknown = sorted({*self.lists, *self.parts} - set(_PARTS))
         if unknown:
-            raise ValueError(f"lists are of 'train', 'val' and 'test', got '{unknown[0]}'")
+            raise ValueError(f"parts and lists are of 'train', 'val' and 'test', got '{unknown[0]}'")
         self._listed: dict[Part, tuple[ImageFiles, Tensor]] = {}
 
     @property
@@ -111,8 +113,9 @@ class ImageFolder(FileImages):
         folder = next((root / name for name in self.folders if (root / name).is_dir()), None)
         if folder is None:
             return {}
-        folder = _inner(folder)
-        parts: dict[Part, Path] = {part: _inner(folder / part) for part in _PARTS if (folder / part).is_dir()}
+        names = {part: self.parts[part] for part in _PARTS if part in self.parts}
+        folder = _inner(folder, names.values())
+        parts = {part: _inner(folder / name) for part, name in names.items() if (folder / name).is_dir()}
         if "test" not in parts and "val" in parts:
             parts["test"] = parts.pop("val")
         if "test" in parts:
@@ -156,9 +159,9 @@ def _folders(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
 
 
-def _inner(folder: Path) -> Path:
-    """The folder, or the one that is all there is in it."""
-    while not _images(folder) and len(inner := _folders(folder)) == 1 and inner[0] not in _PARTS:
+def _inner(folder: Path, parts: Collection[str] = ()) -> Path:
+    """The folder, or the one that is all there is in it, if it is not a part."""
+    while not _images(folder) and len(inner := _folders(folder)) == 1 and inner[0] not in parts:
         folder = folder / inner[0]
     return folder
 

@@ -1,0 +1,45 @@
+"""Tiny ImageNet as it is published, whose validation images are told apart by a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from uncertainty_est.data.source import Part
+from uncertainty_est.data.sources.image_files import ImageFiles
+from uncertainty_est.data.sources.image_folder import ImageFolder
+from uncertainty_est.errors import DataError
+
+_TABLE = "val_annotations.txt"
+
+
+@dataclass(eq=False, kw_only=True)
+class TinyImageNet(ImageFolder):
+    """200 classes of 500 training and 50 validation images, 64x64 colour: the folder ``tiny-imagenet-200``.
+
+    The published validation images are the test part, since labels of the published test images are not; validation
+    is cut from the training part. The table ``val/val_annotations.txt`` tells their classes, unless somebody has
+    sorted them into a folder for each class.
+    """
+
+    parts: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "test": "val"}, init=False)
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        return sorted(path.name for path in self._places["train"].iterdir() if path.is_dir())
+
+    def list_part(self, part: Part, place: Path) -> tuple[ImageFiles, list[int]]:
+        table = place.parent / _TABLE  # `place` is the one folder that lies beside the table
+        if part == "train" or not table.is_file():
+            return super().list_part(part, place)
+        label = {name: number for number, name in enumerate(self.class_names)}
+        files, labels = [], []
+        for number, line in enumerate(table.read_text().splitlines(), 1):
+            name, name_of_class = (*line.split("\t"), "")[:2]
+            if name_of_class not in label:
+                raise DataError(f"{table}: line {number} names no class of the training images; get the table again")
+            files.append(name)
+            labels.append(label[name_of_class])
+        return ImageFiles(place, files), labels
