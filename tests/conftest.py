@@ -57,7 +57,7 @@ def real_data() -> Path:
     return folder
 
 
-def quick_overrides(model: str, data_root: Path, output_folder: Path) -> list[str]:
+def quick_overrides(model: str, data_root: Path, output_folder: Path, trainer: str = "cpu") -> list[str]:
     """A composition of `model` that trains in seconds, with the ``between`` set of `small_data` as its OOD set."""
     if model.startswith("fc_"):
         kind = ["dataset=gaussian2d", "fixed.trainer_config.max_epochs=25"]
@@ -67,7 +67,7 @@ def quick_overrides(model: str, data_root: Path, output_folder: Path) -> list[st
         *kind,
         "fixed.ood_dataset=uniform_noise",  # read by methods that train on outliers only
         f"model={model}",
-        "trainer=cpu",
+        f"trainer={trainer}",
         "logger=csv",
         f"fixed.data_root={data_root}",
         f"fixed.output_folder={output_folder}",

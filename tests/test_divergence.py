@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +15,14 @@ import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tests.conftest import ROOT, compose_points, quick_overrides
+from tests.conftest import compose_points, quick_overrides
+from tests.processes import in_two_processes
 from uncertainty_est import checkpoints
 from uncertainty_est.callbacks import FiniteLoss
 from uncertainty_est.errors import ConfigError, TrainingError
 from uncertainty_est.launch import run_points
 from uncertainty_est.models.ce_baseline import CEBaseline
+from uncertainty_est.run import run
 
 Data = Callable[[str], Path]
 
@@ -208,46 +207,23 @@ def test_keep_before_anything_was_learned_keeps_the_first_weights(start: Any) ->
 # --------------------------------------------------------------------------------------------------------------- DDP
 
 
-SCRIPT = """
-import json, os, sys
-import torch
-from uncertainty_est.models.ce_baseline import CEBaseline
-from uncertainty_est.run import run
+def run_where_the_second_diverges(rank: int, fixed: dict[str, Any]) -> None:
+    original = CEBaseline.loss
 
-original = CEBaseline.loss
+    def loss(self: CEBaseline, batch: Any) -> dict[str, Tensor]:
+        broken = self.global_rank == 1 and torch.initial_seed() == 1
+        return {name: part * (float("nan") if broken else 1.0) for name, part in original(self, batch).items()}
 
-def loss(self, batch):
-    broken = self.global_rank == 1 and torch.initial_seed() == 1
-    return {name: part * (float("nan") if broken else 1.0) for name, part in original(self, batch).items()}
-
-if __name__ == "__main__":
-    CEBaseline.loss = loss
-    run(**json.load(open(sys.argv[1])))
-"""
+    CEBaseline.loss = loss  # type: ignore[method-assign]  # of this process, which ends with the run
+    run(**fixed)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["restart", "keep"])
 def test_all_ranks_do_the_same_when_one_diverges(setting: str, small_data: Data, tmp_path: Path) -> None:
-    overrides = [
-        o for o in quick_overrides("fc_ce_baseline", small_data("fc"), tmp_path / "out") if "trainer=" not in o
-    ]
-    more = ("trainer=ddp_cpu", "fixed.trainer_config.max_epochs=2", f"fixed.on_divergence={setting}")
+    overrides = quick_overrides("fc_ce_baseline", small_data("fc"), tmp_path / "out", trainer="ddp_cpu")
+    more = ("fixed.trainer_config.max_epochs=2", f"fixed.on_divergence={setting}")
     (fixed,) = compose_points(*overrides, *more)
-    (tmp_path / "fixed.json").write_text(json.dumps(fixed))
-    (tmp_path / "script.py").write_text(SCRIPT)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    environment.pop("LOCAL_RANK", None)
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "fixed.json")],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    assert in_two_processes(run_where_the_second_diverges, tmp_path, fixed) == [0, 0]
     (folder,) = (tmp_path / "out").iterdir()
     results = json.loads((folder / "results.json").read_text())
     if setting == "restart":

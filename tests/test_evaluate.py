@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +15,8 @@ import torch
 import yaml
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
-from tests.conftest import CONFIGS, ROOT, Trained, compose_points
+from tests.conftest import CONFIGS, Trained, compose_points
+from tests.processes import Command
 from uncertainty_est import checkpoints
 from uncertainty_est.errors import DataError
 from uncertainty_est.evaluate import Request, evaluate, summary, with_sources
@@ -251,10 +250,8 @@ def test_groups_get_rows_of_their_own(runs: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_prints_the_table_and_the_paths(runs: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "evaluate.py", "--checkpoint-dir", str(runs), "--output-folder", str(tmp_path)]
-    result = subprocess.run(
-        [*command, "--max-eval", "1", "--no-plots"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = ["evaluate.py", "--checkpoint-dir", str(runs), "--output-folder", str(tmp_path)]
+    result = Command([*command, "--max-eval", "1", "--no-plots"]).wait()
     assert result.returncode == 0, result.stderr
     assert "AUROC of the headline score" in result.stdout
     assert "ddu/one" in result.stdout
@@ -264,10 +261,8 @@ def test_the_command_prints_the_table_and_the_paths(runs: Path, tmp_path: Path) 
 def test_a_failure_sets_the_exit_code(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs, tmp_path / "runs")
     (tmp_path / "runs" / "ce" / "checkpoint.pt").write_bytes(b"")
-    command = [sys.executable, "evaluate.py", "--checkpoint-dir", str(tmp_path / "runs"), "--no-plots"]
-    result = subprocess.run(
-        [*command, "--output-folder", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = ["evaluate.py", "--checkpoint-dir", str(tmp_path / "runs"), "--no-plots"]
+    result = Command([*command, "--output-folder", str(tmp_path)]).wait()
     assert result.returncode == 1
     assert "not scored: ce" in result.stdout
     assert "Traceback" not in result.stderr + result.stdout

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.conftest import ROOT, compose_points
+from tests.conftest import compose_points
+from tests.processes import Command
 from uncertainty_est import checkpoints
 from uncertainty_est.densities.spherical_mixture import SphericalMixture
 from uncertainty_est.errors import ConfigError
@@ -147,12 +146,13 @@ def test_a_method_that_fits_nothing_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "uncertainty_est.fit_densities", "dataset=two_moons", "trainer=cpu"]
+    command = ["-m", "uncertainty_est.fit_densities", "dataset=two_moons", "trainer=cpu"]
     options = [f"fixed.output_folder={tmp_path}", "+fixed.sources.two_moons.n=500"]
-    done = subprocess.run([*command, "model=fc_ccu", *options], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = Command([*command, "model=fc_ccu", *options]).wait()
+    assert done.returncode == 0, done.stderr
     (file,) = (tmp_path / FOLDER).iterdir()
     assert str(file) in done.stdout
-    refused = subprocess.run([*command, "model=fc_ccuu", *options], cwd=ROOT, capture_output=True, text=True)
+    refused = Command([*command, "model=fc_ccuu", *options]).wait()
     assert refused.returncode == 1
     assert refused.stderr.splitlines()[-1].startswith("error: ")
     assert "did you mean 'fc_ccu'" in refused.stderr

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +11,7 @@ import pytest
 
 import evaluate as evaluate_script
 from tests.conftest import CONFIGS, MODELS, ROOT, compose_points
+from tests.processes import Command
 
 README = (ROOT / "README.md").read_text()
 
@@ -85,7 +84,7 @@ def test_the_demo(tmp_path: Path) -> None:
     assert len(lines) == 2
     for line in lines:
         text = [word.replace("runs/demo", str(runs)).replace("out/demo", str(out)) for word in line]
-        result = subprocess.run([sys.executable, *text[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+        result = Command(text[1:]).wait()
         assert result.returncode == 0, result.stderr
     clf = pd.read_csv(out / "clf-out.csv").set_index("Metric")["Value"]
     ood = pd.read_csv(out / "ood-out.csv").query("Score == 'gmm_log_density' and Metric == 'AUROC'")

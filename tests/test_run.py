@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +11,8 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import ROOT, Trained, compose_points, quick_overrides
+from tests.conftest import Trained, compose_points, quick_overrides
+from tests.processes import Command
 from uncertainty_est import checkpoints
 from uncertainty_est.launch import run_points
 from uncertainty_est.run import run
@@ -144,49 +142,21 @@ def test_val_ood_is_logged_and_selects(small_data: Data, tmp_path: Path) -> None
     assert "val/ood" in log.splitlines()[0]
 
 
-def command_line(out: Path, data_root: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    overrides = [o for o in quick_overrides("fc_ddu", data_root, out) if not o.startswith("trainer=")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment.pop("LOCAL_RANK", None)
-    return subprocess.run(
-        [sys.executable, "train_local.py", *overrides, *more],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-        timeout=300,
-    )
-
-
 @pytest.mark.slow
-def test_two_processes_fit_the_same_density_as_one(small_data: Data, tmp_path: Path) -> None:
-    """Same weights in, no training: means, covariances and results must not depend on the number of processes."""
-    data_root = small_data("fc")
-    first = command_line(tmp_path, data_root, "trainer=cpu", "fixed.trainer_config.max_epochs=1")
-    assert first.returncode == 0, first.stderr
-    single = tmp_path / "fc_ddu-gaussian2d-seed1"
-    # A run of the plain classifier is what init_from takes: the DDU's own fitted state is fitted anew.
-    state = torch.load(single / "checkpoint.pt", weights_only=True)
-    state["state_dict"] = {k: v for k, v in state["state_dict"].items() if k.startswith("network.")}
-    torch.save(state, single / "checkpoint.pt")
-    more = (f"fixed.init_from={single}", "fixed.trainer_config.max_epochs=0")
-    results = {}
-    for trainer in ("cpu", "ddp_cpu"):
-        done = command_line(tmp_path / trainer, data_root, f"trainer={trainer}", *more)
-        assert done.returncode == 0, done.stderr
-        (folder,) = (tmp_path / trainer).iterdir()
-        results[trainer] = (weights(folder), json.loads((folder / "results.json").read_text()))
-    one, two = results["cpu"], results["ddp_cpu"]
-    for key, value in one[0].items():
-        torch.testing.assert_close(two[0][key], value, rtol=1e-9, atol=1e-12, msg=lambda m, k=key: f"{k}: {m}")
-    assert two[1]["classification"] == pytest.approx(one[1]["classification"], abs=1e-4)
-
-
-@pytest.mark.slow
-def test_two_processes_train(small_data: Data, tmp_path: Path) -> None:
-    done = command_line(tmp_path, small_data("fc"), "trainer=ddp_cpu", "fixed.trainer_config.max_epochs=4")
+def test_two_processes_train_and_fit_the_density_that_one_fits(small_data: Data, tmp_path: Path) -> None:
+    """To the same weights: means, covariances and results must not depend on the number of processes."""
+    overrides = quick_overrides("fc_ddu", small_data("fc"), tmp_path / "two", trainer="ddp_cpu")
+    done = Command(["train_local.py", *overrides, "fixed.trainer_config.max_epochs=4"]).wait()
     assert done.returncode == 0, done.stderr
-    (folder,) = tmp_path.iterdir()
-    results = json.loads((folder / "results.json").read_text())
+    (folder,) = (tmp_path / "two").iterdir()
+    results, two = json.loads((folder / "results.json").read_text()), weights(folder)
     assert results["classification"]["Accuracy"] > 95
+    # A run of the plain classifier is what init_from takes: the DDU's own fitted state is fitted anew.
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    state["state_dict"] = {k: v for k, v in state["state_dict"].items() if k.startswith("network.")}
+    torch.save(state, folder / "checkpoint.pt")
+    more = (f"fixed.init_from={folder}", "fixed.trainer_config.max_epochs=0")
+    (again,) = start("fc_ddu", small_data, tmp_path / "one", *more)
+    for key, value in weights(again["run_dir"]).items():
+        torch.testing.assert_close(two[key], value, rtol=1e-9, atol=1e-12, msg=lambda m, k=key: f"{k}: {m}")
+    assert results["classification"] == pytest.approx(again["classification"], abs=1e-4)

@@ -73,8 +73,8 @@ def test_several_nodes_need_srun_and_then_no_requeueing_by_lightning(monkeypatch
 def test_bf16_trains_and_keeps_fitted_state_and_scores_in_full_precision(
     small_data: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    overrides = [o for o in quick_overrides("img_ddu", small_data("img"), tmp_path) if o != "trainer=cpu"]
-    more = ("trainer=bf16", "fixed.trainer_config.accelerator=cpu", "fixed.trainer_config.max_epochs=4")
+    overrides = quick_overrides("img_ddu", small_data("img"), tmp_path, trainer="bf16")
+    more = ("fixed.trainer_config.accelerator=cpu", "fixed.trainer_config.max_epochs=4")
     (results,) = run_points(compose_points(*overrides, *more))
     state = checkpoints.read_weights(Path(results["run_dir"]))
     assert state["density.scale_tril"].dtype == torch.float64

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from tests.conftest import CONFIGS, ROOT
+from tests.processes import Command
 from uncertainty_est.active_learning import loop
 from uncertainty_est.active_learning.curves import COLUMNS
 from uncertainty_est.active_learning.loop import learn_all, learn_and_draw
@@ -114,23 +112,22 @@ def test_more_labels_later_are_the_same_as_at_once(tmp_path: Path) -> None:
 
 def command(folder: Path) -> list[str]:
     overrides = [*QUICK, f"fixed.output_folder={folder}", "model=img_ce_baseline"]
-    return [sys.executable, "-m", "uncertainty_est.active_learning", *overrides]
+    return ["-m", "uncertainty_est.active_learning", *overrides]
 
 
 @pytest.mark.slow
 def test_a_killed_process_loses_one_step_only(tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     folder = tmp_path / "parts"
     state_file = folder / "img_ce_baseline-digits-entropy-seed1" / STATE_FILE
-    process = subprocess.Popen(command(folder), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    process = Command(command(folder))
     deadline = time.monotonic() + 120
-    while not state_file.is_file() and process.poll() is None and time.monotonic() < deadline:
+    while not state_file.is_file() and process.running and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
+    process.send(signal.SIGKILL)
     process.wait()
     before = load_state(state_file.parent)
     assert before is not None and before.rows
-    done = subprocess.run(command(folder), cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = Command(command(folder)).wait()
     assert done.returncode == 0, done.stderr
     after = pd.read_csv(state_file.with_name("curve.csv"))
     assert after["Minutes"][: len(before.rows)].tolist() == [row["Minutes"] for row in before.rows]

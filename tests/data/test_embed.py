@@ -18,6 +18,7 @@ import yaml
 from sklearn.datasets import load_digits
 
 from tests.conftest import CONFIGS, Trained, compose_points
+from tests.processes import Command
 from uncertainty_est import checkpoints
 from uncertainty_est.cli import one_sentence_errors
 from uncertainty_est.config import build
@@ -194,14 +195,8 @@ def test_the_command_names_what_it_left_out_and_what_to_do_next(run_dir: Path, t
     shutil.copytree(run_dir, tmp_path / "ce", ignore=shutil.ignore_patterns("embedded"))
     edit(tmp_path / "ce", data_root=str(tmp_path))
     (tmp_path / "damaged.npz").write_text("no data")
-    command = [sys.executable, "-m", "uncertainty_est.data.embed", "--run", str(tmp_path / "ce")]
-    result = subprocess.run(
-        [*command, "--datasets", "damaged", "between", "digits", "--device", "cpu"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["-m", "uncertainty_est.data.embed", "--run", str(tmp_path / "ce")]
+    result = Command([*command, "--datasets", "damaged", "between", "digits", "--device", "cpu"], tmp_path).wait()
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stdout + result.stderr
     assert "data set 'damaged' is left out" in result.stdout

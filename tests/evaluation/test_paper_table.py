@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tests.conftest import ROOT
+from tests.processes import Command
 from uncertainty_est.errors import ConfigError, DataError
 from uncertainty_est.evaluation import table as command
 from uncertainty_est.evaluation.paper_table import TableOptions, more_is_better, paper_table
@@ -198,13 +196,7 @@ def test_the_command_prints_and_writes(rows: pd.DataFrame, tmp_path: Path) -> No
     arguments = [str(tmp_path / "ood-x.csv"), "--metrics", "AUROC,FPR95"]
     for path in outputs:
         arguments += ["--output", str(path)]
-    result = subprocess.run(
-        [sys.executable, "-m", "uncertainty_est.evaluation.table", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = Command(["-m", "uncertainty_est.evaluation.table", *arguments]).wait()
     assert result.returncode == 0, result.stderr
     made = paper_table(rows, TableOptions(metrics=["AUROC", "FPR95"]))
     assert result.stdout == outputs[0].read_text() == made.to_markdown()
