@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from torch import distributed
 
 from uncertainty_est import checkpoints
 from uncertainty_est.callbacks import FiniteLoss, OODValidation, Pictures
@@ -471,12 +472,21 @@ def fit_posthoc(trainer: pl.Trainer, method: Method, data: OODDataModule) -> Non
     What is chosen on outliers then is chosen by every rank on the whole of the validation sets.
     """
     device = trainer.strategy.root_device
+    method.to(device)
+    take_buffers_of_the_first(trainer, method)
     if method.posthoc_split is not None:
-        method.to(device)
         loader = data.plain_loader(
             method.posthoc_split, device=device, rank=trainer.global_rank, world_size=trainer.world_size
         )
         method.fit_posthoc(loader)
     if method.needs_val_ood:
-        method.to(device)
         method.tune(data.plain_loader("val", device=device), data.ood_loaders("val", device=device))
+
+
+def take_buffers_of_the_first(trainer: pl.Trainer, method: Method) -> None:
+    """Give every process the first one's statistics of batches: after the last step of DDP they differ."""
+    if trainer.world_size > 1:
+        own = set(getattr(method, "_ddp_params_and_buffers_to_ignore", ()))
+        for name, buffer in method.named_buffers():
+            if name not in own:
+                distributed.broadcast(buffer, src=0)
