@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
-from tests.conftest import ROOT, compose_points, quick_overrides
+from tests.conftest import compose_points, quick_overrides
+from tests.processes import Command, in_two_processes
 from uncertainty_est import checkpoints, resume
 from uncertainty_est.data.loader import JointLoader, TensorLoader
 from uncertainty_est.data.source import Split
@@ -30,8 +30,8 @@ class LostError(Exception):
     """The node is gone."""
 
 
-def point(model: str, small_data: Data, out: Path, *more: str) -> dict[str, Any]:
-    (fixed,) = compose_points(*quick_overrides(model, small_data(model.split("_")[0]), out), *more)
+def point(model: str, small_data: Data, out: Path, *more: str, trainer: str = "cpu") -> dict[str, Any]:
+    (fixed,) = compose_points(*quick_overrides(model, small_data(model.split("_")[0]), out, trainer), *more)
     return fixed
 
 
@@ -163,17 +163,42 @@ def test_signals_end_a_process_that_goes_on_later(small_data: Data, tmp_path: Pa
     overrides = [*quick_overrides("fc_ddu", small_data("fc"), tmp_path), *more]
     for number, code in ((signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)):
         seen = set(tmp_path.glob("*/resume/*.ckpt"))
-        command = [sys.executable, "train_local.py", *overrides]
-        process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        while process.poll() is None and len(set(tmp_path.glob("*/resume/*.ckpt")) - seen) < 2:
+        process = Command(["train_local.py", *overrides])
+        while process.running and len(set(tmp_path.glob("*/resume/*.ckpt")) - seen) < 2:
             time.sleep(0.02)
-        process.send_signal(number)
-        assert process.wait(timeout=300) == code
+        process.send(number)
+        assert process.wait().returncode == code
     (fixed,) = compose_points(*overrides)
     whole = run(**fixed | {"output_folder": str(tmp_path / "whole"), "resume": None, "checkpoint_minutes": None})
     resumed = run(**fixed)
     assert [path.name for path in tmp_path.glob("fc_ddu*")] == [Path(resumed["run_dir"]).name]
     assert_same(weights(resumed["run_dir"]), weights(whole["run_dir"]))
+
+
+def run_as_one_of_two(rank: int, fixed: dict[str, Any], killed_at: int | None) -> None:
+    def on_train_batch_start(self: resume.Resume, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.fit_loop.total_batch_idx + 1 == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    resume.Resume.on_train_batch_start = on_train_batch_start  # type: ignore[method-assign]  # in this process
+    run(**fixed)
+
+
+def test_two_processes_with_chains_of_their_own_go_on(small_data: Data, tmp_path: Path) -> None:
+    """Lost five steps after a checkpoint in the midst of an epoch; gradients are means over the chains of both."""
+    more = ("fixed.batch_size=16", "fixed.trainer_config.max_epochs=2")
+
+    def jem(out: Path, *resumed: str) -> dict[str, Any]:
+        return point("fc_mcmc_supervised", small_data, out, *more, *resumed, trainer="ddp_cpu")
+
+    assert in_two_processes(run_as_one_of_two, tmp_path, jem(tmp_path / "whole"), None) == [0, 0]
+    fixed = jem(tmp_path / "lost", "fixed.resume=auto", "fixed.checkpoint_minutes=0")
+    assert in_two_processes(run_as_one_of_two, tmp_path, fixed, 25) == [-signal.SIGKILL] * 2
+    kept = [path.name for path in sorted((tmp_path / "lost").glob("*/resume/*.ckpt"))]
+    assert kept == ["000000010.ckpt", "000000020.ckpt"]
+    assert in_two_processes(run_as_one_of_two, tmp_path, fixed, None) == [0, 0]
+    (whole,), (lost,) = (list((tmp_path / name).glob("fc_*")) for name in ("whole", "lost"))
+    assert_same(weights(lost), weights(whole))
 
 
 def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
