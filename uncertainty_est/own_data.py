@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from uncertainty_est.errors import ConfigError, DataError
 
 TABLE_SUFFIXES = (".csv", ".parquet")
-PARTS = ("train", "val", "test")
+Part = Literal["train", "val", "test", "all"]
+PARTS: tuple[Part, ...] = ("train", "val", "test")
 KINDS = "a folder of images, a .npz file, a .csv or .parquet table, or a folder of train, val and test tables"
 
 
@@ -28,13 +30,13 @@ def kind_of(path: Path) -> str:
     raise DataError(f"{path}: cannot be read by its ending '{path.suffix}'; a data set is {KINDS}")
 
 
-def tables_in(folder: Path) -> dict[str, Path]:
+def tables_in(folder: Path) -> dict[Part, Path]:
     """The files ``train``, ``val`` and ``test`` of a folder that are tables, by part; none in a folder of images.
 
     Raises:
         DataError: a part is there in two formats.
     """
-    files: dict[str, Path] = {}
+    files: dict[Part, Path] = {}
     for part in PARTS:
         found = [path for suffix in TABLE_SUFFIXES if (path := folder / f"{part}{suffix}").is_file()]
         if len(found) > 1:

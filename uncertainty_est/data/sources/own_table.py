@@ -56,7 +56,7 @@ class OwnTable(PartitionedSource):
         self.name = Path(self.path).stem
 
     @cached_property
-    def files(self) -> dict[str, Path]:
+    def files(self) -> dict[Part, Path]:
         """The files by part; a single one is the part ``all``.
 
         Raises:
@@ -98,9 +98,7 @@ class OwnTable(PartitionedSource):
         """
         if self._target is None:
             return []
-        names = class_names(read_texts(self._first, self._target), self._first)
-        log.info("%s: classes %s", self._first, ", ".join(f"{n} = {name}" for n, name in enumerate(names[:20])))
-        return names
+        return class_names(read_texts(self._first, self._target), self._first)
 
     def prepare(self) -> None:
         """Read every part, which is kept.
@@ -108,9 +106,10 @@ class OwnTable(PartitionedSource):
         Raises:
             DataError: a part cannot be used.
         """
-        for part in ("train", "val", "test", "all"):
-            if part in self.files:
-                self.load_once(part)
+        for part in self.files:
+            self.load_once(part)
+        classes = ", ".join(f"{number} = {name}" for number, name in enumerate(self.classes_by_number[:20]))
+        log.info("%s: %d features, classes %s", self.path, len(self.columns), classes or "none")
 
     def load(self, part: Part) -> tuple[Tensor, Tensor]:
         if part not in self.files:
