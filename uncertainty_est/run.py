@@ -8,7 +8,8 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from torch import distributed
 
 from uncertainty_est import checkpoints
-from uncertainty_est.callbacks import FiniteLoss, OODValidation, Pictures
+from uncertainty_est.callbacks import FiniteLoss, OODValidation, Pictures, ProgressBar
 from uncertainty_est.config import as_names, build, validate
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.errors import ConfigError, TrainingError
@@ -399,17 +400,34 @@ def fit(trainer: pl.Trainer, method: Method, data: OODDataModule, folder: Path, 
     """Train, from the last checkpoint of `folder` on if it is to be resumed and has one."""
     path = last_checkpoint(folder) if resume is not None else None
     if resume is None or path is None:
-        trainer.fit(method, datamodule=data)
+        with cheap_gpu_count():
+            trainer.fit(method, datamodule=data)
         return
     log.info("resumed from %s", path)
     if trainer.is_global_zero:
         set_aside_logs(folder)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), cheap_gpu_count():
         # That there are files of the same run in it is the point.
         warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
         warnings.filterwarnings("ignore", message=r"Experiment logs directory .* exists and is not empty")
         trainer.fit(method, datamodule=data, ckpt_path=path)
     resume.put_back(method)
+
+
+@contextmanager
+def cheap_gpu_count() -> Iterator[None]:
+    """Let CUDA itself say inside whether there is a GPU, which Adam asks in every step.
+
+    Lightning has NVIDIA's management library asked, which is opened anew for every answer, so that processes can still
+    be forked afterwards. The processes of a run have their devices by now and fork no others.
+    """
+    name = "PYTORCH_NVML_BASED_CUDA_CHECK"
+    before = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[name] = before
 
 
 def keep_weights(trainer: pl.Trainer, method: Method, watch: FiniteLoss) -> str:
@@ -428,6 +446,8 @@ def build_trainer(
 ) -> pl.Trainer:
     """The trainer, watched by `watch`, logging into `run_dir`; `resume` sees what all others have done."""
     callbacks: list[pl.Callback] = [watch]
+    if fixed["trainer_config"].get("enable_progress_bar", True):
+        callbacks.append(ProgressBar())
     # A method that is fitted after training has no scores to validate before.
     if fixed["val_ood_datasets"] and method.posthoc_split is None and not method.needs_val_ood:
         callbacks.append(OODValidation())

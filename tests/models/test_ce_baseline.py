@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -89,7 +91,7 @@ def test_init_from_takes_every_weight(network: FC) -> None:
         method.init_from([{**other.state_dict(), "members.0": torch.zeros(1)}])
 
 
-def test_notes_are_logged_once_beside_the_loss(network: FC, batch: tuple[Tensor, Tensor]) -> None:
+def test_notes_are_logged_beside_the_loss_when_loggers_write(network: FC, batch: tuple[Tensor, Tensor]) -> None:
     class Noting(CEBaseline):
         def loss(self, batch: Batch) -> dict[str, Tensor]:
             parts = super().loss(batch)
@@ -97,13 +99,20 @@ def test_notes_are_logged_once_beside_the_loss(network: FC, batch: tuple[Tensor,
             return parts
 
     method = Noting(network)
-    logged: dict[str, float] = {}
+    writing = SimpleNamespace(should_update_logs=False)
+    method._trainer = SimpleNamespace(_logger_connector=writing, num_training_batches=5)  # type: ignore[assignment]
+    logged: dict[str, Tensor] = {}
     method.log_dict = lambda values, **_: logged.update(values)  # type: ignore[assignment,method-assign]
-    method.log = lambda name, value, **_: logged.update({name: value})  # type: ignore[assignment,method-assign]
-    loss = method.training_step({"id": batch}, 0)
-    assert set(logged) == {"train/twice", "train/loss"}
-    assert logged["train/twice"].item() == pytest.approx(2 * loss.item())
-    assert not logged["train/twice"].requires_grad
-    logged.clear()
+    method.training_step({"id": batch}, 0)
+    assert not logged
     method.validation_step({"id": batch}, 0)
     assert set(logged) == {"val/loss", "val/acc"}
+    logged.clear()
+    method.training_step({"id": batch}, 4)  # the last of the epoch
+    assert set(logged) == {"train/twice", "train/loss"}
+    logged.clear()
+    writing.should_update_logs = True
+    loss = method.training_step({"id": batch}, 1)
+    assert logged["train/loss"].item() == loss.item()
+    assert logged["train/twice"].item() == pytest.approx(2 * loss.item())
+    assert not logged["train/twice"].requires_grad and not logged["train/loss"].requires_grad

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
@@ -119,6 +119,10 @@ class OODDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> JointLoader:
         """Batches of the validation splits, in order and without augmentation."""
         return self._joint("val", self.eval_batch_size, training=False)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Nothing: our loaders' batches are there, and a search for their tensors takes time in every step."""
+        return batch
 
     def plain_loader(
         self, split: SplitName, *, device: torch.device | str = "cpu", rank: int = 0, world_size: int = 1

@@ -137,9 +137,8 @@ class ConfidentGAN(CEBaseline):
             self._players[name].minimise(self, torch.stack(list(parts.values())).sum(), counts=name == "network")
         parts = losses["network"]
         total = torch.stack(list(parts.values())).sum().detach()
-        values = {f"train/{name}": value for name, value in (self._take_notes() | parts).items()}
-        self.log_dict(values, batch_size=len(y))
-        self.log("train/loss", total, batch_size=len(y), prog_bar=True)
+        self.note(parts | {"loss": total})
+        self.log_notes(batch, batch_idx)
         return total
 
     def on_train_epoch_end(self) -> None:

@@ -117,7 +117,7 @@ class FlowContrastive(ObjectiveModel):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step of F or of q, whose turn it is; logs the sum of :meth:`loss` and its parts."""
-        total = super().training_step(batch, batch_idx)
+        total = self.noted_loss(batch)
         accuracy = self.trainer.strategy.reduce(self._accuracy, reduce_op="mean")
         # The one number that the host waits for; the same on all ranks, which must step the same network.
         turn = int(bool(accuracy.amin() >= self.threshold))
@@ -126,7 +126,8 @@ class FlowContrastive(ObjectiveModel):
         if player.warm_up is not None:
             player.warm_up.step()
         self._turns[turn] += 1
-        self.log("train/flow_turn", float(turn), batch_size=len(batch["id"][1]))
+        self.note({"flow_turn": torch.tensor(float(turn))})
+        self.log_notes(batch, batch_idx)
         return total.detach()
 
     def on_train_epoch_end(self) -> None:

@@ -189,8 +189,7 @@ class VERA(EnergyModel):
             if player.warm_up is not None:
                 player.warm_up.step()
         self._iteration += 1
-        size = len(batch["id"][1])
-        self.log_dict({f"train/{name}": value for name, value in self._take_notes().items()}, batch_size=size)
+        self.log_notes(batch, batch_idx)
         return total
 
     def _turns(self, x: Tensor, y: Tensor) -> Tensor:
@@ -200,8 +199,7 @@ class VERA(EnergyModel):
             parts = self.energy_loss(x.float(), y, draw.x)
             loss = torch.stack(list(parts.values())).sum()
             self._players["network"].minimise(self, loss, self.gradient_clip_val)
-            self.note(parts)
-            self.log("train/loss", loss, batch_size=len(x), prog_bar=True)
+            self.note(parts | {"loss": loss})
         if self._iteration % self.generator_iters == 0:
             generators = self.generator_loss(draw)
             if "posterior" in self._players:
