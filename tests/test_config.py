@@ -155,6 +155,35 @@ def test_an_embedded_set_is_a_file_that_may_be_written_later(tmp_path: Path) -> 
     assert config.find_source("elsewhere_embedded", sources, data)["name"] == "elsewhere_embedded"
 
 
+def test_a_corrupted_set_is_made_of_the_longest_name_that_is_one(tmp_path: Path) -> None:
+    (tmp_path / "digits.yaml").write_text("_target_: a.B\n")
+    (tmp_path / "digits_holdout.yaml").write_text("_target_: a.C\n")
+    (tmp_path / "digits_c.yaml").write_text("_target_: a.D\ncorruption: null\nseverity: null\n")
+    target = "uncertainty_est.data.sources.corrupted.Corrupted"
+    for name, base, corruption in (
+        ("digits_gaussian_noise_3", {"_target_": "a.B"}, "gaussian_noise"),
+        ("digits_holdout_fog_3", {"_target_": "a.C"}, "fog"),
+    ):
+        expected = {"_target_": target, "source": base, "corruption": corruption, "severity": 3}
+        assert config.find_source(name, tmp_path, tmp_path) == expected
+    published = {"_target_": "a.D", "corruption": "fog", "severity": 5}
+    assert config.find_source("digits_c_fog_5", tmp_path, tmp_path) == published
+    unscaled = config.find_source("digits_fog_1_unscaled", tmp_path, tmp_path)
+    assert unscaled["source"] == config.find_source("digits_fog_1", tmp_path, tmp_path)
+    for unknown in ("digitz_fog_3", "digits_fog_0", "digits_fog_6", "digits_3"):
+        with pytest.raises(ConfigError, match=f"no data set '{unknown}'"):
+            config.find_source(unknown, tmp_path, tmp_path)
+
+
+def test_what_is_made_of_the_in_distribution_set_is_made_of_it_as_the_user_has_it(tmp_path: Path) -> None:
+    (tmp_path / "digits.yaml").write_text("_target_: a.B\nval_fraction: 0.1\n")
+    names = ["digits_fog_3", "digits_unscaled"]
+    fixed = {"dataset": "digits", "data_root": ".", "test_ood_datasets": names}
+    whole = OmegaConf.create({"fixed": {**fixed, "sources": {"digits": {"val_fraction": 0.3}}}})
+    config.inline_sources(whole.fixed, tmp_path)
+    assert all(whole.fixed.sources[name].source.val_fraction == 0.3 for name in names)
+
+
 def test_what_the_user_set_for_a_source_wins(tmp_path: Path) -> None:
     (tmp_path / "digits.yaml").write_text("_target_: a.B\nval_fraction: 0.1\n")
     whole = OmegaConf.create(

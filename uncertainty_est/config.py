@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ TRUSTED_PACKAGES = (OWN_PACKAGE, "torch.optim", "pytorch_lightning")
 
 UNSCALED_SUFFIX = "_unscaled"
 EMBEDDED_SUFFIX = "_embedded"
+_CORRUPTED = re.compile(r"(?P<words>\w+)_(?P<severity>[1-5])")
 # Keys of `fixed` whose values are names of data sets.
 _DATASET_KEYS = ("dataset", "ood_dataset", "val_ood_datasets", "test_ood_datasets")
 # What an unknown name that is near no known one may have been meant to be.
@@ -70,13 +72,15 @@ def grid_dataset_names(grid: Mapping[str, Any] | None) -> list[str]:
     return names
 
 
-def find_source(name: str, source_dir: Path, data_root: Path) -> dict[str, Any]:
+def find_source(name: str, source_dir: Path, data_root: Path, own: str | None = None) -> dict[str, Any]:
     """The node that builds data set `name`: its YAML, what lies in `data_root`, or a form of another set.
 
     In `data_root` a folder of images ``<name>`` is a data set, and so is ``<name>.npz``, ``.csv`` or ``.parquet``.
 
-    ``<name>_unscaled`` is made of ``<name>``. ``<name>_embedded`` is a ``.npz`` file that may be written later; until
-    it is there, ``<name>`` must be known.
+    ``<name>_unscaled`` is made of ``<name>``, and so is ``<name>_<corruption>_<1 to 5>``, unless ``<name>`` holds
+    published corruptions: then it is the one asked for. What is made of `own`, the in-distribution set, is made of it
+    as ``fixed.sources`` describes it, so that its splits are the same. ``<name>_embedded`` is a ``.npz`` file that may
+    be written later; until it is there, ``<name>`` must be known.
 
     Raises:
         ConfigError: no such data set, with the nearest known name, or several in `data_root`.
@@ -84,10 +88,10 @@ def find_source(name: str, source_dir: Path, data_root: Path) -> dict[str, Any]:
     path = source_dir / f"{name}.yaml"
     if path.is_file():
         return yaml.safe_load(path.read_text())
-    own = find_own(data_root, name)
-    is_pack = own is not None and own.suffix == ".npz"
-    if own is not None and not is_pack:
-        return _own_source(own, source_dir)
+    mine = find_own(data_root, name)
+    is_pack = mine is not None and mine.suffix == ".npz"
+    if mine is not None and not is_pack:
+        return _own_source(mine, source_dir)
     if not is_pack and name.endswith(EMBEDDED_SUFFIX):
         find_source(name.removesuffix(EMBEDDED_SUFFIX), source_dir, data_root)
         is_pack = True
@@ -100,13 +104,44 @@ def find_source(name: str, source_dir: Path, data_root: Path) -> dict[str, Any]:
             "split_seed": "${fixed.split_seed}",
         }
     if name.endswith(UNSCALED_SUFFIX):
-        scaled = find_source(name.removesuffix(UNSCALED_SUFFIX), source_dir, data_root)
-        return {"_target_": f"{OWN_PACKAGE}.data.sources.noise.Unscaled", "source": scaled}
+        base = name.removesuffix(UNSCALED_SUFFIX)
+        scaled = find_source(base, source_dir, data_root, own)
+        return {"_target_": f"{OWN_PACKAGE}.data.sources.noise.Unscaled", "source": _node_in(own, base) or scaled}
+    if (corrupted := _corrupted_source(name, source_dir, data_root, own)) is not None:
+        return corrupted
     known = sorted(p.stem for p in source_dir.glob("*.yaml"))
     raise ConfigError(
         f"there is no data set '{name}': neither {path} nor {data_root / (name + '.npz')} exists"
         f"{did_you_mean(name, known) or f' ({_ANY_OWN})'}"
     )
+
+
+def _corrupted_source(name: str, source_dir: Path, data_root: Path, own: str | None) -> dict[str, Any] | None:
+    """The node of ``<base>_<corruption>_<severity>``, for the longest `base` that is a data set (digits_holdout)."""
+    match = _CORRUPTED.fullmatch(name)
+    words = match["words"].split("_") if match else []
+    cuts = (("_".join(words[:n]), "_".join(words[n:])) for n in range(len(words) - 1, 0, -1))
+    base, corruption = next((cut for cut in cuts if _is_known(cut[0], source_dir, data_root)), (None, None))
+    if match is None or base is None:
+        return None
+    node = find_source(base, source_dir, data_root, own)
+    which = {"corruption": corruption, "severity": int(match["severity"])}
+    if which.keys() <= node.keys():  # it holds published ones
+        return node | which
+    target = f"{OWN_PACKAGE}.data.sources.corrupted.Corrupted"
+    return {"_target_": target, "source": _node_in(own, base) or node, **which}
+
+
+def _node_in(own: str | None, name: str) -> str | None:
+    """Where ``fixed`` describes a set, if that is the in-distribution one."""
+    return f"${{fixed.sources.{name}}}" if name == own else None
+
+
+def _is_known(name: str, source_dir: Path, data_root: Path) -> bool:
+    if (source_dir / f"{name}.yaml").is_file() or find_own(data_root, name) is not None:
+        return True
+    suffix = next((suffix for suffix in (UNSCALED_SUFFIX, EMBEDDED_SUFFIX) if name.endswith(suffix)), None)
+    return suffix is not None and _is_known(name.removesuffix(suffix), source_dir, data_root)
 
 
 def _own_source(path: Path, source_dir: Path) -> dict[str, Any]:
@@ -116,18 +151,21 @@ def _own_source(path: Path, source_dir: Path) -> dict[str, Any]:
     return node | ({"name": path.name} if "name" in node else {})
 
 
-def inline_sources(fixed: Any, source_dir: Path, extra_names: Sequence[str] = ()) -> None:
+def inline_sources(fixed: Any, source_dir: Path, extra_names: Sequence[str] = (), own: str | None = None) -> None:
     """Copy the node of every named data set into ``fixed.sources``, in place and before interpolations resolve.
 
     A job on a cluster sees a snapshot of ``.py`` files and no YAML, so `fixed` must carry all that it needs.
     What the user set below ``fixed.sources.<name>`` wins over the file.
+
+    Args:
+        own: name of the in-distribution set; ``None`` for ``fixed.dataset``.
 
     Raises:
         ConfigError: an unknown name, or one's own data without ``fixed.path``.
     """
     root = Path(str(fixed.data_root))
     for name in dict.fromkeys([*dataset_names(fixed), *extra_names]):
-        found = find_source(name, source_dir, root)
+        found = find_source(name, source_dir, root, own or fixed.get("dataset"))
         if fixed.get("path") is None and "${fixed.path}" in str(found):
             raise ConfigError(
                 f"fixed.path: the data set '{name}' is your own; say where it is, fixed.path=<file or folder>"

@@ -142,7 +142,7 @@ def with_sources(fixed: Mapping[str, Any], source_dir: Path) -> dict[str, Any]:
     # What the run saved wins: OmegaConf would merge our file under it, and the run must be judged as it was trained.
     config = OmegaConf.create({"fixed": {key: fixed[key] for key in ("data_root", "data_shape", "split_seed")}})
     new = [name for name in fixed["test_ood_datasets"] if name not in fixed["sources"]]
-    inline_sources(config.fixed, source_dir, new)
+    inline_sources(config.fixed, source_dir, new, own=fixed["dataset"])
     # Sets that are made of the in-distribution set are made of the one that the run was trained on.
     own = {"dataset": fixed["dataset"], "sources": {fixed["dataset"]: fixed["sources"][fixed["dataset"]]}}
     OmegaConf.update(config, "fixed", own, force_add=True)
