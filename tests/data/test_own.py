@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from importlib import util
 from pathlib import Path
@@ -241,8 +242,9 @@ def test_a_configuration_and_a_path_are_enough(kind: str, tmp_path: Path, monkey
 
 
 def test_what_is_missing_or_does_not_fit_is_told_with_its_value(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(logging.getLogger("uncertainty_est"), "propagate", True)
     path, _, _ = write_own("table", tmp_path)
     with pytest.raises(ConfigError, match=r"^fixed\.path: the data set 'table' is your own; say where it is"):
         compose_points("dataset=table", "model=fc_ddu")
