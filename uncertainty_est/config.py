@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ import hydra.utils
 import yaml
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from uncertainty_est.errors import ConfigError, DataError, did_you_mean
 from uncertainty_est.own_data import find_own, kind_of
+from uncertainty_est.signatures import Signature, UndecidedError, read_signature, signature_of
 
 OWN_PACKAGE = "uncertainty_est"
+SCHEMA = f"{OWN_PACKAGE}.run.run"
+"""The function whose keywords ``fixed`` is."""
 # What a configuration that the user wrote may build. A file found beside a checkpoint may build our own classes only.
 TRUSTED_PACKAGES = (OWN_PACKAGE, "torch.optim", "pytorch_lightning")
 
@@ -72,10 +74,13 @@ def grid_dataset_names(grid: Mapping[str, Any] | None) -> list[str]:
     return names
 
 
-def find_source(name: str, source_dir: Path, data_root: Path, own: str | None = None) -> dict[str, Any]:
+def find_source(
+    name: str, source_dir: Path, data_root: Path, own: str | None = None, outliers: str | None = None
+) -> dict[str, Any]:
     """The node that builds data set `name`: its YAML, what lies in `data_root`, or a form of another set.
 
-    In `data_root` a folder of images ``<name>`` is a data set, and so is ``<name>.npz``, ``.csv`` or ``.parquet``.
+    In `data_root` a folder of images ``<name>`` is a data set, and so is ``<name>.npz``, ``.csv`` or ``.parquet``. What
+    comes there in one part is for validation and testing only, unless it is `own` or `outliers`, which are trained on.
 
     ``<name>_unscaled`` is made of ``<name>``, and so is ``<name>_<corruption>_<1 to 5>``, unless ``<name>`` holds
     published corruptions: then it is the one asked for. What is made of `own`, the in-distribution set, is made of it
@@ -91,7 +96,8 @@ def find_source(name: str, source_dir: Path, data_root: Path, own: str | None = 
     mine = find_own(data_root, name)
     is_pack = mine is not None and mine.suffix == ".npz"
     if mine is not None and not is_pack:
-        return _own_source(mine, source_dir)
+        trained_on = name in (own, outliers)
+        return _own_source(mine, source_dir) | ({} if trained_on else {"val_fraction": 0.1, "test_fraction": 0.9})
     if not is_pack and name.endswith(EMBEDDED_SUFFIX):
         find_source(name.removesuffix(EMBEDDED_SUFFIX), source_dir, data_root)
         is_pack = True
@@ -105,9 +111,9 @@ def find_source(name: str, source_dir: Path, data_root: Path, own: str | None = 
         }
     if name.endswith(UNSCALED_SUFFIX):
         base = name.removesuffix(UNSCALED_SUFFIX)
-        scaled = find_source(base, source_dir, data_root, own)
+        scaled = find_source(base, source_dir, data_root, own, outliers)
         return {"_target_": f"{OWN_PACKAGE}.data.sources.noise.Unscaled", "source": _node_in(own, base) or scaled}
-    if (corrupted := _corrupted_source(name, source_dir, data_root, own)) is not None:
+    if (corrupted := _corrupted_source(name, source_dir, data_root, own, outliers)) is not None:
         return corrupted
     known = sorted(p.stem for p in source_dir.glob("*.yaml"))
     raise ConfigError(
@@ -116,7 +122,9 @@ def find_source(name: str, source_dir: Path, data_root: Path, own: str | None = 
     )
 
 
-def _corrupted_source(name: str, source_dir: Path, data_root: Path, own: str | None) -> dict[str, Any] | None:
+def _corrupted_source(
+    name: str, source_dir: Path, data_root: Path, own: str | None, outliers: str | None
+) -> dict[str, Any] | None:
     """The node of ``<base>_<corruption>_<severity>``, for the longest `base` that is a data set (digits_holdout)."""
     match = _CORRUPTED.fullmatch(name)
     words = match["words"].split("_") if match else []
@@ -124,7 +132,7 @@ def _corrupted_source(name: str, source_dir: Path, data_root: Path, own: str | N
     base, corruption = next((cut for cut in cuts if _is_known(cut[0], source_dir, data_root)), (None, None))
     if match is None or base is None:
         return None
-    node = find_source(base, source_dir, data_root, own)
+    node = find_source(base, source_dir, data_root, own, outliers)
     which = {"corruption": corruption, "severity": int(match["severity"])}
     if which.keys() <= node.keys():  # it holds published ones
         return node | which
@@ -165,7 +173,7 @@ def inline_sources(fixed: Any, source_dir: Path, extra_names: Sequence[str] = ()
     """
     root = Path(str(fixed.data_root))
     for name in dict.fromkeys([*dataset_names(fixed), *extra_names]):
-        found = find_source(name, source_dir, root, own or fixed.get("dataset"))
+        found = find_source(name, source_dir, root, own or fixed.get("dataset"), fixed.get("ood_dataset"))
         if fixed.get("path") is None and "${fixed.path}" in str(found):
             raise ConfigError(
                 f"fixed.path: the data set '{name}' is your own; say where it is, fixed.path=<file or folder>"
@@ -178,27 +186,29 @@ def inline_sources(fixed: Any, source_dir: Path, extra_names: Sequence[str] = ()
 # ---------------------------------------------------------------------------------------------------- validation
 
 
-def validate(fixed: Mapping[str, Any], schema: Callable[..., Any], *, own_only: bool = False) -> None:
+def validate(fixed: Mapping[str, Any], schema: Signature | str = SCHEMA, *, own_only: bool = False) -> None:
     """Compare every key of a resolved `fixed` with the signature that will receive it.
+
+    Signatures are read from source text: nothing that `fixed` describes is imported.
 
     Args:
         fixed: plain, resolved mapping.
-        schema: the function whose keywords `fixed` are, ``run``.
+        schema: what takes the keys of `fixed`, or its dotted name.
         own_only: allow classes of this package only (for a file that came with a checkpoint).
 
     Raises:
         ConfigError: all problems at once, each with its dotted path and the nearest right name.
     """
-    problems = list(_compare("", fixed, schema, "run"))
+    problems = list(_compare("", fixed, read_signature(schema) if isinstance(schema, str) else schema, "run"))
     for path, node in walk_targets(fixed):
         try:
-            target = locate(node["_target_"], path, own_only=own_only)
+            signature = describe(node["_target_"], path, own_only=own_only)
         except ConfigError as error:
             problems.append(str(error))
             continue
         keys = {k: v for k, v in node.items() if not k.startswith("_")}
         partial = bool(node.get("_partial_"))
-        problems.extend(_compare(path, keys, target, node["_target_"].rsplit(".", 1)[-1], partial=partial))
+        problems.extend(_compare(path, keys, signature, node["_target_"].rsplit(".", 1)[-1], partial=partial))
     if problems:
         raise ConfigError("; ".join(problems))
 
@@ -216,21 +226,41 @@ def walk_targets(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, 
 
 
 def _compare(
-    path: str, keys: Mapping[str, Any], target: Callable[..., Any], label: str, *, partial: bool = False
+    path: str, keys: Mapping[str, Any], signature: Signature, label: str, *, partial: bool = False
 ) -> Iterator[str]:
-    parameters = inspect.signature(target).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    parameters = signature.parameters
     prefix = f"{path}." if path else "fixed."
     for key in keys:
-        if key not in parameters and not open_ended:
+        if key not in parameters and not signature.open_ended:
             yield f"{prefix}{key}: {label} takes no such argument{did_you_mean(key, parameters)}"
-    for name, parameter in parameters.items():
-        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        if named and parameter.default is parameter.empty and not partial and name not in keys:
+    for name, needed in parameters.items():
+        if needed and not partial and name not in keys:
             yield f"{prefix}{name}: {label} needs this argument"
     for key, value in keys.items():
         if value == "???":
             yield f"{prefix}{key}: a value must be given"
+
+
+def describe(target: Any, path: str = "", *, own_only: bool = False) -> Signature:
+    """What the class (or function) that a ``_target_`` names takes, after checking that it may be built.
+
+    It is imported only where its source text does not tell.
+
+    Raises:
+        ConfigError: not in an allowed package, does not exist, or reached through another module's attributes.
+    """
+    where = _check_name(target, path, own_only)
+    module_name, _, name = target.rpartition(".")
+    try:
+        signature = read_signature(target)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{where}: there is no module '{error.name}'") from error
+    except AttributeError as error:
+        raise ConfigError(f"{where}: {module_name} has no '{name}'{did_you_mean(name, error.args[1])}") from error
+    except UndecidedError:
+        return signature_of(locate(target, path, own_only=own_only))
+    _check_home(where, target, signature.home, signature.is_class, own_only)
+    return signature
 
 
 def locate(target: Any, path: str = "", *, own_only: bool = False) -> Any:
@@ -239,10 +269,7 @@ def locate(target: Any, path: str = "", *, own_only: bool = False) -> Any:
     Raises:
         ConfigError: not in an allowed package, does not exist, or reached through another module's attributes.
     """
-    where = f"{path}._target_" if path else "_target_"
-    allowed = (OWN_PACKAGE,) if own_only else TRUSTED_PACKAGES
-    if not isinstance(target, str) or not any(target.startswith(f"{package}.") for package in allowed):
-        raise ConfigError(f"{where}: '{target}' may not be built; allowed are classes below {', '.join(allowed)}")
+    where = _check_name(target, path, own_only)
     module_name, _, name = target.rpartition(".")
     try:
         module = importlib.import_module(module_name)
@@ -251,13 +278,30 @@ def locate(target: Any, path: str = "", *, own_only: bool = False) -> Any:
     found = getattr(module, name, None)
     if found is None:
         raise ConfigError(f"{where}: {module_name} has no '{name}'{did_you_mean(name, vars(module))}")
-    # `uncertainty_est.run.os.system` starts with an allowed name; what counts is where the object was defined.
-    home = getattr(found, "__module__", None) or ""
+    _check_home(where, target, getattr(found, "__module__", None) or "", inspect.isclass(found), own_only)
+    return found
+
+
+def _check_name(target: Any, path: str, own_only: bool) -> str:
+    """Where a target stands, for messages, if its name is one that may be built."""
+    where = f"{path}._target_" if path else "_target_"
+    allowed = _allowed(own_only)
+    if not isinstance(target, str) or not any(target.startswith(f"{package}.") for package in allowed):
+        raise ConfigError(f"{where}: '{target}' may not be built; allowed are classes below {', '.join(allowed)}")
+    return where
+
+
+def _check_home(where: str, target: str, home: str, is_class: bool, own_only: bool) -> None:
+    """`uncertainty_est.run.os.system` starts with an allowed name; what counts is where the object was defined."""
+    allowed = _allowed(own_only)
     if not any(home == package or home.startswith(f"{package}.") for package in allowed):
         raise ConfigError(f"{where}: '{target}' is defined in '{home}'; allowed are {', '.join(allowed)}")
-    if own_only and not inspect.isclass(found):
+    if own_only and not is_class:
         raise ConfigError(f"{where}: '{target}' is not a class of {OWN_PACKAGE}")
-    return found
+
+
+def _allowed(own_only: bool) -> tuple[str, ...]:
+    return (OWN_PACKAGE,) if own_only else TRUSTED_PACKAGES
 
 
 # ------------------------------------------------------------------------------------------------------ building
@@ -279,6 +323,8 @@ def build(node: Mapping[str, Any], *, own_only: bool = False, **extra: Any) -> A
     try:
         return hydra.utils.instantiate(dict(node), **extra, _convert_="all")
     except InstantiationException as error:
+        from pytorch_lightning.utilities.exceptions import MisconfigurationException  # seconds, for what needs no class
+
         cause = error.__cause__
         if isinstance(cause, ConfigError | DataError):
             raise cause from error

@@ -303,6 +303,28 @@ def test_what_lies_in_the_data_root_is_an_ood_set(form: str, root: Callable[[str
     assert x.shape[1:] == far.shape[1:] == tuple(shape) and len(x) == len(y)
     assert far.abs().mean() > 20 * x.abs().mean()
     assert data.ood_sources["test"]["mine"].name == "mine"
+    n = {"images": 60, ".csv": 150, ".parquet": 150}.get(form)
+    if n is not None:  # one part, of which nothing is trained on
+        assert len(data.ood_sources["test"]["mine"].split("test")) == 0.9 * n
+        assert len(data.ood_sources["test"]["mine_unscaled"].split("test")) == 0.9 * n
+
+
+@pytest.mark.parametrize("key", ["dataset", "ood_dataset"])
+def test_what_is_trained_on_has_a_training_split(key: str, root: Callable[[str], Path], tmp_path: Path) -> None:
+    (fixed,) = compose_points(
+        "dataset=folder",
+        f"fixed.path={write_folder(tmp_path / 'images')}",
+        f"fixed.{key}=mine",
+        "fixed.data_shape=[3,8,8]",
+        "fixed.num_classes=3",
+        f"fixed.data_root={root('images')}",
+        "fixed.test_ood_datasets=[]",
+        "model=img_ce_baseline",
+    )
+    data = build_data(fixed)
+    data.setup()
+    source = data.id_source if key == "dataset" else data.ood_source
+    assert source is not None and (source.name, len(source.split("train"))) == ("mine", 42)
 
 
 def test_a_name_that_two_files_have_is_refused(root: Callable[[str], Path]) -> None:
