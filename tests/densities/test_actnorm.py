@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor
 
+from tests.processes import in_two_processes
 from uncertainty_est.densities.actnorm import ActNorm
 from uncertainty_est.densities.coupling_nets import ConvNet, Normalised
 
@@ -94,17 +95,15 @@ def test_a_normalised_convolution_is_standardised_by_its_first_batch() -> None:
     torch.testing.assert_close(layer(images(seed=1)), layer.norm(layer.conv(images(seed=1)))[0], atol=1e-4, rtol=1e-4)
 
 
-def _initialise_on_rank(rank: int, folder: str) -> None:
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def _initialise_on_rank(rank: int, folder: Path) -> None:
     torch.manual_seed(0)
     net = ConvNet(3, 4, 6)
     net(images()[:4] if rank == 0 else images()[4:])
-    torch.save(net.state_dict(), f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    torch.save(net.state_dict(), folder / f"{rank}.pt")
 
 
 def test_two_processes_take_the_moments_of_their_whole_batch(tmp_path: Path) -> None:
-    multiprocessing.spawn(_initialise_on_rank, args=(str(tmp_path),), nprocs=2)
+    assert in_two_processes(_initialise_on_rank, tmp_path, tmp_path) == [0, 0]
     torch.manual_seed(0)
     whole = ConvNet(3, 4, 6)
     whole(images())

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
+from tests.processes import in_two_processes
 from uncertainty_est.densities import gaussian
 from uncertainty_est.densities.gaussian import ClassGaussians, GaussianStatistics
 from uncertainty_est.errors import DataError, NotFittedError
@@ -167,21 +168,18 @@ def test_statistics_of_another_shape_are_refused() -> None:
 # --- distributed
 
 
-def _reduce_on_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def _reduce_on_rank(rank: int, folder: Path) -> None:
     z, y = samples()
     # An uneven share without class 2 on rank 0.
     mine = (y != 2) & (torch.arange(len(y)) < 30)
     mine = mine if rank == 0 else ~mine
     statistics = statistics_of((z[mine], y[mine]))
     statistics.all_reduce()
-    torch.save(vars(statistics), f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    torch.save(vars(statistics), folder / f"{rank}.pt")
 
 
 def test_two_processes_hold_the_statistics_of_one(tmp_path: Path) -> None:
-    multiprocessing.spawn(_reduce_on_rank, args=(str(tmp_path),), nprocs=2)
+    assert in_two_processes(_reduce_on_rank, tmp_path, tmp_path) == [0, 0]
     whole = statistics_of(samples())
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for name in ("count", "mean", "scatter"):

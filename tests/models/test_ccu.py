@@ -11,10 +11,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from sklearn.datasets import make_moons
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, nn
 
 from tests.conftest import Trained, compose_points, quick_overrides
 from tests.densities.test_spherical_mixture import as_distribution
+from tests.processes import in_two_processes
 from uncertainty_est import checkpoints
 from uncertainty_est.densities.fitted import Fitted
 from uncertainty_est.errors import ConfigError, NotFittedError
@@ -331,18 +332,16 @@ def test_it_starts_from_a_classifier_or_from_a_whole_run(network: FC, method: CC
         other.init_from([plain, plain])
 
 
-def _start_on_rank(rank: int, folder: str) -> None:
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def _start_on_rank(rank: int, folder: Path) -> None:
     torch.manual_seed(rank)  # as if rounding on two machines were this unlike
     method = CCU(FC([3], 4, hidden_dims=[4]), [3], num_components=2)
     method.metric.fit(torch.randn(50, 3))
     method.on_fit_start()
-    torch.save(method.metric.state_dict(), f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    torch.save(method.metric.state_dict(), folder / f"{rank}.pt")
 
 
 def test_two_processes_train_in_one_metric(tmp_path: Path) -> None:
-    multiprocessing.spawn(_start_on_rank, args=(str(tmp_path),), nprocs=2)
+    assert in_two_processes(_start_on_rank, tmp_path, tmp_path) == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for name, value in first.items():
         assert torch.equal(value, second[name]), name

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor
 
+from tests.processes import in_two_processes
 from uncertainty_est.error_prediction.features import ErrorFeatures
 from uncertainty_est.error_prediction.folds import held_out_by_fold, pointwise_errors
 from uncertainty_est.error_prediction.predictor import ErrorPredictor, fit_distilled
@@ -168,14 +169,11 @@ def test_networks_with_batch_statistics_and_images() -> None:
     assert method.get_ood_scores(x)["deup"].isfinite().all()
 
 
-def _fit_on_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def _fit_on_rank(rank: int, folder: Path) -> None:
     for name, settings in SHARED.items():
         method = deup(**settings)
         method.fit_posthoc(batches(rank, 2))
-        torch.save(method.state_dict(), f"{folder}/{name}-{rank}.pt")
-    distributed.destroy_process_group()
+        torch.save(method.state_dict(), folder / f"{name}-{rank}.pt")
 
 
 SHARED: dict[str, dict[str, object]] = {
@@ -187,7 +185,7 @@ SHARED: dict[str, dict[str, object]] = {
 
 
 def test_two_processes_hold_the_state_of_one(tmp_path: Path) -> None:
-    multiprocessing.spawn(_fit_on_rank, args=(str(tmp_path),), nprocs=2)
+    assert in_two_processes(_fit_on_rank, tmp_path, tmp_path) == [0, 0]
     for name, settings in SHARED.items():
         single = deup(**settings)
         single.fit_posthoc(batches())

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from tests.processes import in_two_processes
 from uncertainty_est.data.loader import JointLoader, TensorLoader
 from uncertainty_est.data.source import Split
 from uncertainty_est.densities.coupling import CouplingFlows
@@ -101,24 +103,27 @@ class Compare(pl.Callback):
             assert not torch.equal(first, second), "both halves of a push are one process's"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hdge", "flow_contrastive"])
-def test_two_processes_stay_together_and_draw_apart(name: str) -> None:
+def test_two_processes_stay_together_and_draw_apart(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     method = METHODS[name](FC(data_shape=[3], num_classes=4, hidden_dims=[16], activation="silu"))
     split = Split(torch.randn(20, 3), torch.randint(4, (20,)), torch.arange(20), "all")
     loader = JointLoader(TensorLoader(split, batch_size=10))
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp_spawn",
-        max_epochs=2,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[Compare(torch.cat([p.detach().flatten().clone() for p in method.parameters()]))],
-    )
-    trainer.fit(method, loader, loader)
+
+    def fit(rank: int) -> None:
+        logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=2,
+            strategy="ddp",
+            max_epochs=2,
+            use_distributed_sampler=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[Compare(torch.cat([p.detach().flatten().clone() for p in method.parameters()]))],
+        )
+        trainer.fit(method, loader, loader)
+
+    assert in_two_processes(fit, tmp_path) == [0, 0]

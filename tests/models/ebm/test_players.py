@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from pathlib import Path
 
-import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from tests.models.ebm.test_vera import Repeat, sgd
+from tests.processes import in_two_processes
 from uncertainty_est.models.ebm.vera import VERA
 from uncertainty_est.networks.fc import FC
 from uncertainty_est.networks.generator import FCGenerator
@@ -52,8 +53,7 @@ class Compare(pl.Callback):
         assert trainer.global_step == 3
 
 
-@pytest.mark.slow
-def test_two_processes_stay_together_and_draw_apart() -> None:
+def test_two_processes_stay_together_and_draw_apart(tmp_path: Path) -> None:
     torch.manual_seed(0)
     generator = Remembers(partial(FCGenerator, hidden_dims=[8], batch_norm=True), [3], latent_dim=2)
     method = VERA(
@@ -64,18 +64,22 @@ def test_two_processes_stay_together_and_draw_apart() -> None:
         posterior_optimizer=sgd(0.1),
     )
     start = {name: vector(method.get_submodule(name)) for name in PLAYERS}
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp_spawn",
-        max_epochs=1,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[Compare(start)],
-    )
     batch = torch.randn(16, 3), torch.randint(4, (16,))
-    trainer.fit(method, Repeat(batch, 3), Repeat(batch, 1))
+
+    def fit(rank: int) -> None:
+        logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=2,
+            strategy="ddp",
+            max_epochs=1,
+            use_distributed_sampler=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[Compare(start)],
+        )
+        trainer.fit(method, Repeat(batch, 3), Repeat(batch, 1))
+
+    assert in_two_processes(fit, tmp_path) == [0, 0]
