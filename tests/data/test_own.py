@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
+import shlex
+import sys
 from collections.abc import Callable
 from importlib import util
 from pathlib import Path
@@ -15,12 +18,16 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_iris
 
+import evaluate as evaluate_script
 from tests.conftest import ROOT, compose_points, dataset_names
 from tests.data.layouts import write_pack
 from uncertainty_est.config import find_source
+from uncertainty_est.data import check
+from uncertainty_est.data.own import describe
 from uncertainty_est.data.source import SPLIT_NAMES
 from uncertainty_est.data.sources.own_table import OwnTable
 from uncertainty_est.errors import ConfigError, DataError
+from uncertainty_est.launch import run_points
 from uncertainty_est.own_data import kind_of
 from uncertainty_est.run import build_data, build_method
 
@@ -362,3 +369,40 @@ def test_kinds_are_told_by_names(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot be read by its ending '\.zip'"):
         (tmp_path / "mine.zip").touch()
         kind_of(tmp_path / "mine.zip")
+
+
+# -------------------------------------------------------------------------------------------------- docs/own_data.md
+
+
+def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands, in a folder of their own: two epochs, and the evaluation from another folder."""
+    text = (ROOT / "docs" / "own_data.md").read_text()
+    (script,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    lines = "\n".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)).replace("\\\n", " ").splitlines()
+    commands = [words for line in lines if (words := shlex.split(line))]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(script, "docs/own_data.md", "exec"), {})
+    trained = []
+    for words in commands:
+        if words[1] == "train_local.py":
+            quick = ["trainer=cpu", "logger=none", "network=fc", "fixed.trainer_config.max_epochs=2"]
+            trained += run_points(compose_points(*words[2:], *quick, "fixed.trainer_config.enable_progress_bar=false"))
+        elif words[1] == "evaluate.py":
+            monkeypatch.chdir("/")
+            arguments = [str(tmp_path / word) if word in ("runs", "out") else word for word in words[2:]]
+            monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments, "--no-plots"])
+            assert evaluate_script.main() == 0
+        else:
+            assert words[1:3] == ["-m", "uncertainty_est.data.check"]
+            own = vars(check.parser().parse_args(words[3:]))
+            described = describe(own["path"], own["target"], own["ignore"]).command(own["path"]).split()
+            same = [set(described) <= set(other) for other in commands]
+            assert any(same), described  # what it tells is what the page types next
+    assert [set(results["ood"]) for results in trained] == [
+        {"unknown", "uniform_noise"},
+        {"virginica", "uniform_noise"},
+    ]
+    table = pd.read_csv(tmp_path / "out" / "ood-out.csv")
+    rows = table.query("Headline and Metric == 'AUROC'").set_index("OOD dataset")
+    assert rows.loc["unknown", "n_ood"] == 319 and rows.loc["virginica", "n_ood"] == 45
+    assert set(table["ID dataset"]) == {"folder", "table"}
