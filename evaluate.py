@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from uncertainty_est.cli import log_to_console, one_sentence_errors
+from uncertainty_est.request import Request
 
 SOURCES = Path(__file__).resolve().parent / "configs" / "source"
 
@@ -150,11 +151,13 @@ def positive(text: str) -> int:
 def main() -> int:
     """Evaluate; returns the exit code: 0, or 1 where anything could not be scored."""
     arguments = parser().parse_args()
-    # Here and not above: `--help` and a mistyped option should not wait for torch.
-    from uncertainty_est.evaluate import Request, evaluate, summary
-
     log_to_console()
-    report = evaluate(Request(**vars(arguments), source_dir=SOURCES))
+    request = Request(**vars(arguments), source_dir=SOURCES)
+    request.folders()
+    # Here and not above: `--help`, a mistyped option and a wrong path should not wait for torch.
+    from uncertainty_est.evaluate import evaluate, summary
+
+    report = evaluate(request)
     print(summary(report))
     return 1 if report.failed else 0
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import pandas as pd
 from protocol import ROOT, Row, Table, arguments_of, results_of_tables, write
 
-from uncertainty_est.evaluate import Request, evaluate
+from uncertainty_est.evaluate import evaluate
 from uncertainty_est.evaluation.points import UNIFORM
+from uncertainty_est.request import Request
 
 EPOCHS, ACET_EPOCHS, ACET_STEPS = 10, 3, 10
 POINTS, STEPS, RESTARTS = 100, 200, 3

@@ -61,7 +61,7 @@ def trained(model: str, seed: int, epochs: int, reach: float, folder: str) -> tu
     ]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         (fixed,) = points_of(compose("config", overrides=overrides), CONFIGS / "source")
-    return checkpoints.load(Path(run(**fixed)["run_dir"]), run).method, fixed
+    return checkpoints.load(Path(run(**fixed)["run_dir"])).method, fixed
 
 
 def confidence(method: Method, x: Tensor) -> Tensor:

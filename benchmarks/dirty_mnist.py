@@ -20,7 +20,7 @@ from uncertainty_est import checkpoints
 from uncertainty_est.data.sources.dirty_mnist import find_files, origin_of
 from uncertainty_est.evaluation.scoring import score_run
 from uncertainty_est.metrics.ood import ood_metrics
-from uncertainty_est.run import build_data, run
+from uncertainty_est.run import build_data
 
 SETS = ["mnist", "ambiguous_mnist", "fashionmnist"]
 SCORES = {"Entropy": "softmax entropy", "gmm_log_density": "feature density"}
@@ -58,7 +58,7 @@ Found = dict[str, dict[str, np.ndarray]]  # data set to score to [N]
 
 def scores_of(run_dir: str) -> Found:
     """The two scores of a finished run on the three test sets."""
-    loaded = checkpoints.load(Path(run_dir), run)
+    loaded = checkpoints.load(Path(run_dir))
     scored = score_run(loaded.method, build_data(loaded.fixed), SETS)
     if scored.failed:
         raise RuntimeError(f"{run_dir}: {scored.failed}")

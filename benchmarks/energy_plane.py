@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from uncertainty_est import checkpoints
-from uncertainty_est.run import build_data, run
+from uncertainty_est.run import build_data
 
 STEPS = 4000
 SIDE = 200  # grid points along each axis
@@ -110,7 +110,7 @@ def make_grid(name: str, x: Tensor) -> Grid:
 
 def learned(run_dir: str) -> tuple[Grid, Tensor]:
     """A run's log-mass on the grid around its data."""
-    loaded = checkpoints.load(Path(run_dir), run)
+    loaded = checkpoints.load(Path(run_dir))
     data = build_data(loaded.fixed)
     data.setup("test")
     grid = make_grid(loaded.fixed["dataset"], data.id_source.split("test").x)

@@ -101,9 +101,9 @@ def numbers_of(run_dir: str) -> dict[str, float]:
     from uncertainty_est import checkpoints
     from uncertainty_est.evaluation.scoring import score_run
     from uncertainty_est.evaluation.tables import results_of
-    from uncertainty_est.run import build_data, run
+    from uncertainty_est.run import build_data
 
-    loaded = checkpoints.load(Path(run_dir), run)
+    loaded = checkpoints.load(Path(run_dir))
     scored = score_run(loaded.method, build_data(loaded.fixed), loaded.fixed["test_ood_datasets"])
     if scored.failed:
         raise RuntimeError(f"{run_dir}: {scored.failed}")

@@ -14,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 from protocol import ROOT, Row, Table, arguments_of, results_of_tables, with_error, write
 
-from uncertainty_est.evaluate import Request, evaluate
+from uncertainty_est.evaluate import evaluate
+from uncertainty_est.request import Request
 
 
 def table_of(dataset: str, title: str, ood: list[str], needs: str | None, epochs: int, *more: str) -> Table:

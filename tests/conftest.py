@@ -140,7 +140,7 @@ def trained(small_data: Callable[[str], Path], tmp_path_factory: pytest.TempPath
             out = tmp_path_factory.mktemp(model)
             (fixed,) = compose_points(*quick_overrides(model, small_data(model.split("_")[0]), out))
             results = run(**fixed)
-            runs[model] = Trained(model, fixed, results, checkpoints.load(Path(results["run_dir"]), run))
+            runs[model] = Trained(model, fixed, results, checkpoints.load(Path(results["run_dir"])))
         return runs[model]
 
     return get

@@ -16,8 +16,9 @@ import yaml
 
 from tests.conftest import CONFIGS, ROOT, Trained, compose_points, quick_overrides
 from uncertainty_est.cli import one_sentence_errors
-from uncertainty_est.evaluate import Request, evaluate
+from uncertainty_est.evaluate import evaluate
 from uncertainty_est.launch import run_points
+from uncertainty_est.request import Request
 from uncertainty_est.run import run
 
 Get = Callable[[str], Trained]

@@ -13,7 +13,6 @@ from uncertainty_est import checkpoints
 from uncertainty_est.config import build
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.models.ebm.vera import VERA
-from uncertainty_est.run import run
 
 Data = Callable[[str], Path]
 
@@ -27,7 +26,7 @@ def saved(small_data: Data, folder: Path, **nodes: Any) -> Path:
 
 
 def test_a_run_with_several_optimizers_loads_without_building_any(small_data: Data, tmp_path: Path) -> None:
-    method = checkpoints.load(saved(small_data, tmp_path), run).method
+    method = checkpoints.load(saved(small_data, tmp_path)).method
     assert isinstance(method, VERA)
     made = {name: value for name, value in vars(method).items() if name.startswith("_make_")}
     assert len(made) == 4
@@ -36,10 +35,10 @@ def test_a_run_with_several_optimizers_loads_without_building_any(small_data: Da
 
 @pytest.mark.parametrize("key", ["optimizer", "generator_optimizer", "posterior_optimizer", "scheduler"])
 def test_what_training_needs_is_not_even_looked_at(key: str, small_data: Data, tmp_path: Path) -> None:
-    checkpoints.load(saved(small_data, tmp_path, **{key: {"_target_": "os.system", "command": "true"}}), run)
+    checkpoints.load(saved(small_data, tmp_path, **{key: {"_target_": "os.system", "command": "true"}}))
 
 
 def test_other_keys_build_our_own_classes_only(small_data: Data, tmp_path: Path) -> None:
     folder = saved(small_data, tmp_path, network={"_target_": "torch.optim.AdamW", "params": []})
     with pytest.raises(ConfigError, match="network"):
-        checkpoints.load(folder, run)
+        checkpoints.load(folder)

@@ -11,11 +11,14 @@ from omegaconf import OmegaConf
 
 from uncertainty_est import config
 from uncertainty_est.errors import ConfigError, did_you_mean
+from uncertainty_est.signatures import signature_of
 
 
 def schema(*, seed: int, model_config: dict[str, Any], name: str = "") -> None:
     """Stands in for ``run``: its keywords are the keys that are allowed."""
 
+
+SCHEMA = signature_of(schema)
 
 MODEL = {
     "_target_": "uncertainty_est.models.ce_baseline.CEBaseline",
@@ -34,7 +37,7 @@ def test_did_you_mean_names_the_nearest_only() -> None:
 
 
 def test_a_right_configuration_passes_and_builds() -> None:
-    config.validate({"seed": 1, "model_config": MODEL}, schema)
+    config.validate({"seed": 1, "model_config": MODEL}, SCHEMA)
     method = config.build(MODEL, own_only=True)
     assert method.network.head.out_features == 2
 
@@ -45,7 +48,7 @@ def test_all_problems_are_reported_at_once_with_paths_and_nearest_names() -> Non
         "model_config": {**MODEL, "netwerk": 1, "network": {**MODEL["network"], "hiden_dims": [3]}},  # type: ignore[dict-item]
     }
     with pytest.raises(ConfigError) as error:
-        config.validate(wrong, schema)
+        config.validate(wrong, SCHEMA)
     text = str(error.value)
     assert "fixed.sead: run takes no such argument; did you mean 'seed'?" in text
     assert "fixed.seed: run needs this argument" in text
@@ -55,12 +58,12 @@ def test_all_problems_are_reported_at_once_with_paths_and_nearest_names() -> Non
 
 def test_a_missing_value_is_named() -> None:
     with pytest.raises(ConfigError, match=r"fixed\.name: a value must be given"):
-        config.validate({"seed": 1, "model_config": MODEL, "name": "???"}, schema)
+        config.validate({"seed": 1, "model_config": MODEL, "name": "???"}, SCHEMA)
 
 
 def test_a_partial_node_may_leave_arguments_open() -> None:
     node = {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 0.1}
-    config.validate({"seed": 1, "model_config": {**MODEL, "optimizer": node}}, schema)
+    config.validate({"seed": 1, "model_config": {**MODEL, "optimizer": node}}, SCHEMA)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +84,8 @@ def test_a_partial_node_may_leave_arguments_open() -> None:
 def test_only_allowed_classes_are_located(target: Any, own_only: bool, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config.locate(target, "model_config", own_only=own_only)
+    with pytest.raises(ConfigError, match=message):
+        config.describe(target, "model_config", own_only=own_only)
     with pytest.raises(ConfigError, match=message):
         config.build({"nested": [1], "_target_": target}, own_only=own_only)
 

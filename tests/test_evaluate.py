@@ -19,8 +19,9 @@ from tests.conftest import CONFIGS, Trained, compose_points
 from tests.processes import Command
 from uncertainty_est import checkpoints
 from uncertainty_est.errors import DataError
-from uncertainty_est.evaluate import Request, evaluate, summary, with_sources
-from uncertainty_est.run import build_data, run
+from uncertainty_est.evaluate import evaluate, summary, with_sources
+from uncertainty_est.request import Request
+from uncertainty_est.run import build_data
 
 Get = Callable[[str], Trained]
 ORIGINAL_COLUMNS = ["Model", "Model Type", "ID dataset", "OOD dataset", "Score", "Metric", "Value"]
@@ -79,7 +80,7 @@ def test_tables_have_the_originals_columns_then_the_entries_then_ours(out: Path)
 
 
 def test_numbers_agree_with_scikit_learn_on_the_methods_own_answers(out: Path, runs: Path) -> None:
-    loaded = checkpoints.load(runs / "ce", run)
+    loaded = checkpoints.load(runs / "ce")
     data = build_data(loaded.fixed)
     data.setup("test")
     known = [(loaded.method.predict(x), y) for x, y in data.id_test_loader()]
@@ -280,6 +281,6 @@ def test_scod_and_complexity_where_asked_for(runs: Path, tmp_path: Path) -> None
     assert report.failed == []
     assert "SCOD AURC" in set(report.ood["Metric"])
     sizes = pd.read_csv(tmp_path / "complexity-out.csv").set_index("Metric")["Value"]
-    network = checkpoints.load(runs / "ce", run).method.network
+    network = checkpoints.load(runs / "ce").method.network
     weights = [p for p in network.parameters() if p.ndim == 2]  # type: ignore[union-attr]
     assert sizes["FLOPs"] == 2 * sum(w.numel() for w in weights)

@@ -115,7 +115,7 @@ def test_the_command_fits_what_the_run_then_finds(tmp_path: Path, fits: list[int
     assert len(fits) == 2
     results = run(**point(tmp_path, "fixed.model_config.mixture_lr=0.0"))
     assert len(fits) == 2
-    trained = checkpoints.load(Path(results["run_dir"]), run).method
+    trained = checkpoints.load(Path(results["run_dir"])).method
     content = torch.load(files[0], weights_only=True)["state_dict"]
     for name, value in fitted_state(trained).items():
         assert torch.equal(value, content[name]), name

@@ -6,7 +6,6 @@ import pytest
 
 from tests.conftest import CONFIGS, compose_points
 from uncertainty_est.config import validate
-from uncertainty_est.run import run
 
 VARIANTS = sorted(path.stem for path in (CONFIGS / "variant").glob("*.yaml"))
 
@@ -18,7 +17,7 @@ def test_a_variant_changes_the_method_that_it_is_named_after(variant: str) -> No
     plain, changed = (
         compose_points("dataset=segment", f"model={model}", *more)[0] for more in ([], [f"variant={variant}"])
     )
-    validate(changed, run)
+    validate(changed)
     assert plain["model_config"] != changed["model_config"]
     assert changed["model"] == model
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,10 @@ import torch
 import yaml
 
 from uncertainty_est.config import build, validate
-from uncertainty_est.errors import ConfigError, DataError
+from uncertainty_est.errors import ConfigError, DataError, first_line
 from uncertainty_est.files import write_atomically, write_npz, write_text
 from uncertainty_est.models.base import Method
-
-CONFIG_FILE = "config.yaml"
-CHECKPOINT_FILE = "checkpoint.pt"
-SPLITS_FILE = "splits.npz"
-RESULTS_FILE = "results.json"
+from uncertainty_est.run_folder import CHECKPOINT_FILE, CONFIG_FILE, SPLITS_FILE, read_config, run_folder
 
 # Endings of keys that only training needs (a method may have several optimizers); leaving them out means that a foreign
 # file can build no optimizer either.
@@ -65,53 +61,6 @@ def save_state(path: Path, method: Method, state: Mapping[str, torch.Tensor]) ->
     write_atomically(path, lambda temporary: torch.save(content, temporary))
 
 
-def find_runs(root: Path) -> list[Path]:
-    """Folders of all finished runs at or below `root`, sorted.
-
-    Raises:
-        ConfigError: the folder does not exist or holds no run.
-    """
-    if not root.is_dir():
-        raise ConfigError(f"--checkpoint-dir: there is no folder '{root}'")
-    runs = sorted(path.parent for path in root.rglob(CHECKPOINT_FILE))
-    if not runs:
-        raise ConfigError(
-            f"--checkpoint-dir: no {CHECKPOINT_FILE} below '{root}'; give the folder that"
-            f" train_local.py wrote to (fixed.output_folder)"
-        )
-    return runs
-
-
-def run_folder(path: Path) -> Path:
-    """The run folder that a user's path means: the folder itself or its checkpoint file.
-
-    Raises:
-        ConfigError: there is no finished run.
-    """
-    folder = path.parent if path.name == CHECKPOINT_FILE else path
-    for name in (CONFIG_FILE, CHECKPOINT_FILE):
-        if not (folder / name).is_file():
-            raise ConfigError(f"'{path}' is no finished run: {folder / name} does not exist")
-    return folder
-
-
-def read_config(run_dir: Path) -> dict[str, Any]:
-    """The saved `fixed` of a run, unchecked.
-
-    Raises:
-        DataError: the file is unreadable.
-    """
-    path = run_dir / CONFIG_FILE
-    try:
-        # Plain YAML: an interpolation in a foreign file must not read this machine's environment.
-        fixed = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path} cannot be read as YAML ({_first_line(error)}); restore it from the run") from error
-    if not isinstance(fixed, dict):
-        raise DataError(f"{path} holds no configuration; restore it from the run")
-    return fixed
-
-
 def read_weights(run_dir: Path, expected_class: str | None = None) -> dict[str, torch.Tensor]:
     """The state dict of a run.
 
@@ -148,16 +97,15 @@ def read_state(path: Path, remedy: str) -> tuple[str, dict[str, torch.Tensor]]:
         TypeError,
     ) as error:
         raise DataError(
-            f"{path} is truncated or no checkpoint of this project ({_first_line(error)}); {remedy}"
+            f"{path} is truncated or no checkpoint of this project ({first_line(error)}); {remedy}"
         ) from error
 
 
-def load(path: Path, schema: Callable[..., Any]) -> Run:
+def load(path: Path) -> Run:
     """Rebuild a finished run from its folder alone.
 
     Args:
         path: the run's folder or its checkpoint file.
-        schema: the function whose keywords the saved configuration holds, ``run``.
 
     Raises:
         ConfigError: the configuration names an unknown key or a class that is not ours.
@@ -171,7 +119,7 @@ def load(path: Path, schema: Callable[..., Any]) -> Run:
     node = {key: value for key, value in model_config.items() if not str(key).endswith(_TRAINING_KEYS)}
     own = {key: value for key, value in fixed.items() if key in ("transform", "sources")} | {"model_config": node}
     try:
-        _check_saved(fixed, own, schema)
+        _check_saved(fixed, own)
         method = build(node, own_only=True)
     except ConfigError as error:
         raise ConfigError(f"{run_dir / CONFIG_FILE}: {error}") from error
@@ -187,18 +135,14 @@ def load(path: Path, schema: Callable[..., Any]) -> Run:
     return Run(run_dir, fixed, method)
 
 
-def _check_saved(fixed: Mapping[str, Any], own: Mapping[str, Any], schema: Callable[..., Any]) -> None:
-    """Keys of the whole file against the schema; what loading builds against our own classes only."""
+def _check_saved(fixed: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Keys of the whole file against those of ``run``; what loading builds against our own classes only."""
     trimmed = {key: own.get(key, value) for key, value in fixed.items()}
     for key in ("trainer_config", "logger", "checkpoint_config", "earlystop_config", "averaging_config"):
         if key in trimmed:
             trimmed[key] = None  # never built from a saved file
-    validate(trimmed, schema, own_only=True)
+    validate(trimmed, own_only=True)
 
 
 def _class_name(method: Method) -> str:
     return f"{type(method).__module__}.{type(method).__qualname__}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -25,7 +25,8 @@ from uncertainty_est.evaluation.report import check_splits
 from uncertainty_est.files import make_folder, write_npz, write_text
 from uncertainty_est.models.base import scoring_mode
 from uncertainty_est.models.ce_baseline import CEBaseline
-from uncertainty_est.run import build_data, run
+from uncertainty_est.run import build_data
+from uncertainty_est.run_folder import CHECKPOINT_FILE
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def embed(request: Request) -> Report:
     if request.batch_size is not None and request.batch_size < 1:
         raise ConfigError(f"--batch-size: must be at least 1, got {request.batch_size}")
     device = device_of(request.device)
-    loaded = checkpoints.load(request.run, run)
+    loaded = checkpoints.load(request.run)
     method = loaded.method
     if not isinstance(method, CEBaseline):
         raise ConfigError(
@@ -129,7 +130,7 @@ def claim(folder: Path, run_dir: Path) -> None:
     Raises:
         ConfigError: the folder holds features of another run.
     """
-    checkpoint = run_dir / checkpoints.CHECKPOINT_FILE
+    checkpoint = run_dir / CHECKPOINT_FILE
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     origin = folder / ORIGIN_FILE
     if not origin.is_file():

@@ -41,3 +41,8 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     """``"; did you mean 'score'?"`` for the nearest of `options`, or an empty string where none is near."""
     near = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of what an error says, or its class."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,50 +22,15 @@ from uncertainty_est.evaluation.report import Options, Report, evaluate_runs
 from uncertainty_est.evaluation.shards import merge, runs_of_shard, shard_name
 from uncertainty_est.files import make_folder
 from uncertainty_est.posthoc.base import scores_named
-from uncertainty_est.run import build_data, check_ood_sets, run
+from uncertainty_est.request import Request
+from uncertainty_est.run import build_data
+from uncertainty_est.run_folder import run_folder
+from uncertainty_est.settings import check_ood_sets
 
 log = logging.getLogger(__name__)
 
 _CERTIFIED = "Certified balls: no class gets more than 1.1 / C in them (percent; radii in the run's own metric)"
 _ATTACKED = "Confidence on noise, before and after an attack in the same balls for all runs, percent"
-
-
-@dataclass(frozen=True)
-class Request:
-    """The command line of ``evaluate.py``, one attribute an option, and the folder of the data sets' YAML files."""
-
-    output_folder: Path
-    source_dir: Path
-    checkpoint_dir: Path | None = None
-    checkpoint: Sequence[Path] = ()
-    name: str = "out"
-    eval_classification: bool = False
-    eval_ood_calibration: bool = False
-    eval_scod: bool = False
-    complexity: bool = False
-    ensemble: bool = False
-    ddu_json: bool = False
-    shards: int | None = None
-    shard: int | None = None
-    max_eval: int | None = None
-    config_entries: Sequence[str] = ()
-    dataset: str | None = None
-    ood_dataset: Sequence[str] = ()
-    device: str = "auto"
-    batch_size: int | None = None
-    no_plots: bool = False
-    temperature_scaling: bool = False
-    scores: Sequence[str] = ()
-    certify: bool = False
-    certify_points: int = 200
-    certify_radius: Sequence[float] = ()
-    attack: bool = False
-    attack_balls: Path | None = None
-    attack_radius: float | None = None
-    attack_seeds: str | None = None
-    attack_points: int = 200
-    attack_steps: int = 500
-    attack_restarts: int = 50
 
 
 def evaluate(request: Request) -> Report:
@@ -74,7 +39,7 @@ def evaluate(request: Request) -> Report:
     Raises:
         ConfigError: no run, no such device or score, or an output folder that cannot be written.
     """
-    folders = _folders(request)
+    folders = request.folders()
     name, runs = request.name, folders
     if request.shards is not None:
         name, runs = _shard(request, folders)
@@ -104,7 +69,7 @@ def evaluate(request: Request) -> Report:
     def data_of(fixed: Mapping[str, Any]) -> OODDataModule:
         return build_data(with_sources(fixed, request.source_dir), own_only=True)
 
-    report = evaluate_runs(runs, options, lambda folder: checkpoints.load(folder, run), data_of)
+    report = evaluate_runs(runs, options, checkpoints.load, data_of)
     if request.shards is not None:
         files, missing = merge(options.output_folder, request.name, request.shards, folders)
         report.files += files
@@ -201,28 +166,13 @@ def _certify_options(request: Request) -> CertifyOptions:
 
 def _attack_options(request: Request) -> AttackOptions:
     return AttackOptions(
-        balls=checkpoints.run_folder(request.attack_balls) if request.attack_balls else None,
+        balls=run_folder(request.attack_balls) if request.attack_balls else None,
         radius=request.attack_radius,
         seeds=request.attack_seeds,
         points=request.attack_points,
         steps=request.attack_steps,
         restarts=request.attack_restarts,
     )
-
-
-def _folders(request: Request) -> dict[str, Path]:
-    """Name of each run, as it appears in the tables, to its folder."""
-    folders: dict[str, Path] = {}
-    if request.checkpoint_dir is not None:
-        for folder in checkpoints.find_runs(request.checkpoint_dir):
-            relative = folder.relative_to(request.checkpoint_dir).as_posix()
-            folders[folder.name if relative == "." else relative] = folder
-    for path in request.checkpoint:
-        folder = checkpoints.run_folder(path)
-        folders[folder.name if folder.name not in folders else folder.as_posix()] = folder
-    if not folders:
-        raise ConfigError("--checkpoint-dir: give a folder of runs, or single runs by --checkpoint")
-    return folders
 
 
 def device_of(name: str) -> str:

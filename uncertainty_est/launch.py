@@ -11,19 +11,18 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from uncertainty_est import checkpoints
 from uncertainty_est.cluster.grid import check_keys, expand
 from uncertainty_est.config import (
     as_dict,
     as_names,
+    describe,
     grid_dataset_names,
     inline_sources,
-    locate,
-    validate,
     walk_targets,
 )
 from uncertainty_est.errors import USER_ERRORS, ConfigError
-from uncertainty_est.run import check_ood_sets, run
+from uncertainty_est.run_folder import CONFIG_FILE, read_config, run_folder
+from uncertainty_est.settings import check_settings
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +63,7 @@ def points_of(config: DictConfig, source_dir: Path, further_sources: Sequence[st
         except OmegaConfBaseException as error:
             raise ConfigError(f"{error.full_key or 'fixed'}: {str(error).splitlines()[0]}") from error
         adopt_network(fixed)
-        validate(fixed, run)
-        check_ood_sets(fixed)
+        check_settings(fixed)
         points.append(fixed)
     return points
 
@@ -91,19 +89,21 @@ def adopt_network(fixed: dict[str, Any]) -> None:
     init_from = as_names(fixed.get("init_from"))
     if not init_from or not isinstance(ours, dict):
         return
-    folder = checkpoints.run_folder(Path(init_from[0]))
-    theirs = (checkpoints.read_config(folder).get("model_config") or {}).get("network")
+    folder = run_folder(Path(init_from[0]))
+    theirs = (read_config(folder).get("model_config") or {}).get("network")
     if not isinstance(theirs, dict):
         return
     for path, node in walk_targets(theirs, "model_config.network"):
-        locate(node["_target_"], f"{folder / checkpoints.CONFIG_FILE}: {path}", own_only=True)
+        describe(node["_target_"], f"{folder / CONFIG_FILE}: {path}", own_only=True)
     kept = {key: ours[key] for key in ("_partial_", "dropout", "data_shape", "num_classes") if key in ours}
     fixed["model_config"]["network"] = {k: v for k, v in theirs.items() if k != "_partial_"} | kept
     log.info("network as in %s", folder)
 
 
 def run_points(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """:func:`run` for one point after another, see :func:`start_points`."""
+    """:func:`~uncertainty_est.run.run` for one point after another, see :func:`start_points`."""
+    from uncertainty_est.run import run  # and with it torch and Lightning, once the points stand
+
     return start_points(points, run)
 
 

@@ -23,13 +23,13 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from torch import distributed
 
-from uncertainty_est import checkpoints
 from uncertainty_est.callbacks import FiniteLoss
 from uncertainty_est.data.loader import JointLoader
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.errors import ConfigError, DataError, Preempted
 from uncertainty_est.files import atomic_path, write_atomically
 from uncertainty_est.models.base import Method
+from uncertainty_est.run_folder import CONFIG_FILE, read_config
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +77,10 @@ def begun_run(parent: Path, name: str, fixed: Mapping[str, Any]) -> Path | None:
     ours = _settings(yaml.safe_load(yaml.safe_dump(dict(fixed))))
     found = []
     for folder in (parent / name, *parent.glob(f"{name}-*")):
-        if not (folder / checkpoints.CONFIG_FILE).is_file():
+        if not (folder / CONFIG_FILE).is_file():
             continue
         try:
-            theirs = checkpoints.read_config(folder)
+            theirs = read_config(folder)
         except DataError as error:
             log.warning("not resumed: %s", error)
             continue

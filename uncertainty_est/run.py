@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import time
 import warnings
@@ -21,7 +20,7 @@ from torch import distributed
 
 from uncertainty_est import checkpoints
 from uncertainty_est.callbacks import FiniteLoss, OODValidation, Pictures, ProgressBar
-from uncertainty_est.config import as_names, build, validate
+from uncertainty_est.config import as_names, build
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.errors import ConfigError, TrainingError
 from uncertainty_est.evaluation.scoring import score_run
@@ -39,13 +38,14 @@ from uncertainty_est.resume import (
     remove_checkpoints,
     set_aside_logs,
 )
+from uncertainty_est.run_folder import RESULTS_FILE, run_folder
+from uncertainty_est.settings import check_settings
 
 log = logging.getLogger(__name__)
 
 # Set by the process that makes the run folder; the ranks that Lightning starts from it inherit it.
 _RUN_DIR_VARIABLE = "UNCERTAINTY_EST_RUN_DIR"
 
-ON_DIVERGENCE = ("stop", "restart", "keep")
 MAX_RESTARTS = 3
 
 # Seconds for which processes of one job wait for the first one's folder.
@@ -147,9 +147,9 @@ def run_point(fixed: dict[str, Any], asked_to_leave: Callable[[], bool] | None =
     begun = None
     if fixed["resume"]:
         begun = begun_run(Path(fixed["output_folder"]), run_name(fixed), fixed)
-        if begun is not None and (begun / checkpoints.RESULTS_FILE).is_file():
+        if begun is not None and (begun / RESULTS_FILE).is_file():
             log.info("finished before: %s", begun)
-            return json.loads((begun / checkpoints.RESULTS_FILE).read_text())
+            return json.loads((begun / RESULTS_FILE).read_text())
     seed = fixed["seed"]
     pl.seed_everything(seed, workers=True, verbose=False)
 
@@ -171,7 +171,7 @@ def run_point(fixed: dict[str, Any], asked_to_leave: Callable[[], bool] | None =
         device = trainer.strategy.root_device
         scored = score_run(method, data, fixed["test_ood_datasets"], device=device)
         results = {"run_dir": str(run_dir)} | divergence | results_of(scored, fixed["ood_groups"] or {}, seed=seed)
-        write_json(run_dir / checkpoints.RESULTS_FILE, results)
+        write_json(run_dir / RESULTS_FILE, results)
         remove_checkpoints(run_dir)
         log.info("run folder: %s", run_dir)
     trainer.strategy.barrier("scored")
@@ -179,47 +179,6 @@ def run_point(fixed: dict[str, Any], asked_to_leave: Callable[[], bool] | None =
         for note in Path(fixed["output_folder"]).glob(f".{key.rpartition('-')[0]}-*"):  # of earlier starts as well
             note.unlink()
     return results
-
-
-def check_settings(fixed: Mapping[str, Any]) -> None:
-    """All that can be said of a resolved `fixed` before anything is built.
-
-    Raises:
-        ConfigError: a key, name or combination that cannot be run.
-    """
-    validate(fixed, run)
-    check_ood_sets(fixed)
-    on_divergence = fixed.get("on_divergence", ON_DIVERGENCE[0])
-    if on_divergence not in ON_DIVERGENCE:
-        raise ConfigError(f"fixed.on_divergence: must be one of {', '.join(ON_DIVERGENCE)}, got '{on_divergence}'")
-    if fixed.get("resume") not in (None, "auto"):
-        raise ConfigError(f"fixed.resume: must be auto or null, got '{fixed['resume']}'")
-    minutes = fixed.get("checkpoint_minutes")
-    if minutes is not None and not (isinstance(minutes, int | float) and 0 <= minutes < math.inf):
-        raise ConfigError(f"fixed.checkpoint_minutes: must be at least 0, or null, got {minutes}")
-
-
-def check_ood_sets(fixed: Mapping[str, Any]) -> None:
-    """An OOD set that a method is tuned or trained on is not one that it is tested on.
-
-    Raises:
-        ConfigError: two lists share a set, by name or by what it is built from, or a group is called like a set.
-    """
-    test = as_names(fixed.get("test_ood_datasets"))
-    sources = fixed.get("sources") or {}
-    for key in ("val_ood_datasets", "ood_dataset"):
-        for name in as_names(fixed.get(key)):
-            for test_name in test:
-                if name == test_name or (name in sources and sources[name] == sources.get(test_name)):
-                    raise ConfigError(
-                        f"fixed.{key}: '{name}' is also in fixed.test_ood_datasets; a set that a method is tuned or"
-                        f" trained on must not be one it is tested on, remove it from one of the two"
-                    )
-    for group in fixed.get("ood_groups") or {}:
-        if group in test:
-            raise ConfigError(f"fixed.ood_groups.{group}: a group must not be called like one of the OOD sets")
-    if fixed["dataset"] in test:
-        raise ConfigError(f"fixed.test_ood_datasets: '{fixed['dataset']}' is the in-distribution set; remove it")
 
 
 def build_data(fixed: Mapping[str, Any], own_only: bool = False) -> OODDataModule:
@@ -278,7 +237,7 @@ def build_method(fixed: Mapping[str, Any]) -> Method:
         )
     init_from = as_names(fixed.get("init_from"))
     if init_from:
-        folders = [checkpoints.run_folder(Path(path)) for path in init_from]
+        folders = [run_folder(Path(path)) for path in init_from]
         method.init_from([checkpoints.read_weights(folder) for folder in folders])
     return method
 

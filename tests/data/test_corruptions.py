@@ -22,7 +22,8 @@ from uncertainty_est.data.sources.image import Digits, PhotoPatches
 from uncertainty_est.data.sources.noise import GaussianNoise, Unscaled
 from uncertainty_est.data.sources.synthetic import TwoMoons
 from uncertainty_est.errors import DataError
-from uncertainty_est.evaluate import Request, evaluate
+from uncertainty_est.evaluate import evaluate
+from uncertainty_est.request import Request
 from uncertainty_est.run import build_data
 
 PAPER = [

@@ -25,10 +25,11 @@ from uncertainty_est.config import build
 from uncertainty_est.data.source import SPLIT_NAMES
 from uncertainty_est.embed import Report, Request, embed, embed_splits, next_command
 from uncertainty_est.errors import DataError
-from uncertainty_est.evaluate import Request as EvaluateRequest
 from uncertainty_est.evaluate import evaluate
 from uncertainty_est.models.ce_baseline import CEBaseline
+from uncertainty_est.request import Request as EvaluateRequest
 from uncertainty_est.run import build_data, build_method, run
+from uncertainty_est.run_folder import read_config
 
 Get = Callable[[str], Trained]
 SOURCES = CONFIGS / "source"
@@ -53,7 +54,7 @@ def report(run_dir: Path) -> Report:
 
 @pytest.fixture
 def method(run_dir: Path) -> CEBaseline:
-    loaded = checkpoints.load(run_dir, run).method
+    loaded = checkpoints.load(run_dir).method
     assert isinstance(loaded, CEBaseline)
     return loaded
 
@@ -97,7 +98,7 @@ def test_a_file_for_every_set_beside_the_run(report: Report, run_dir: Path) -> N
 def test_id_features_are_the_methods_own_on_the_runs_own_splits(
     report: Report, run_dir: Path, method: CEBaseline
 ) -> None:
-    data = build_data(checkpoints.read_config(run_dir))
+    data = build_data(read_config(run_dir))
     arrays, digits = arrays_of(report, "digits"), load_digits()
     with np.load(run_dir / "splits.npz") as splits:
         indices = dict(splits)
@@ -182,7 +183,7 @@ def test_the_splits_of_the_embedded_set_are_the_parts_of_its_file(
     with np.load(folder / "splits.npz") as splits:
         for split in SPLIT_NAMES:
             assert np.array_equal(splits[split], np.arange(len(arrays[f"y_{split}"])))
-    data = build_data(checkpoints.read_config(folder))
+    data = build_data(read_config(folder))
     x = torch.cat([x for x, _ in data.plain_loader("val")]).numpy()
     mean, std = arrays["x_train"].astype(float).mean(0), arrays["x_train"].astype(float).std(0)
     np.testing.assert_allclose(x, (arrays["x_val"] - mean) / np.where(std > 0, std, 1), rtol=1e-3, atol=1e-4)
@@ -283,7 +284,7 @@ def test_a_set_of_another_shape_or_with_infinite_features_is_left_out(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("uncertainty_est"), "propagate", True)
     shutil.copytree(run_dir, tmp_path / "ce", ignore=shutil.ignore_patterns("embedded"))
-    sources = checkpoints.read_config(run_dir)["sources"]
+    sources = read_config(run_dir)["sources"]
     sources["between"]["shape"] = [1, 9, 9]
     edit(tmp_path / "ce", sources=sources)
     report = embed(Request(tmp_path / "ce", SOURCES, ["between", "digits"]))

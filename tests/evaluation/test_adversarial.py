@@ -16,10 +16,11 @@ import evaluate as evaluate_script
 from tests.conftest import CONFIGS, Trained, compose_points
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.errors import ConfigError
-from uncertainty_est.evaluate import Request, evaluate, summary
+from uncertainty_est.evaluate import evaluate, summary
 from uncertainty_est.evaluation.adversarial import AttackOptions, make_balls
 from uncertainty_est.evaluation.report import Report
 from uncertainty_est.models.ce_baseline import CEBaseline
+from uncertainty_est.request import Request
 from uncertainty_est.run import build_data
 
 Get = Callable[[str], Trained]

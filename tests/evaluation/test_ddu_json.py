@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 
 from tests.conftest import CONFIGS, compose_points, quick_overrides
-from uncertainty_est.evaluate import Request, evaluate
+from uncertainty_est.evaluate import evaluate
 from uncertainty_est.evaluation.aggregate import RunTables
 from uncertainty_est.evaluation.ddu_json import ddu_results, network_name
+from uncertainty_est.request import Request
 from uncertainty_est.run import run
 
 KEYS = ["accuracy", "ece"] + [f"m{i}_{metric}" for i in (1, 2) for metric in ("auroc", "auprc")]

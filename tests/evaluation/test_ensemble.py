@@ -15,11 +15,12 @@ import yaml
 from tests.conftest import CONFIGS, compose_points, quick_overrides
 from uncertainty_est import checkpoints
 from uncertainty_est.errors import DataError
-from uncertainty_est.evaluate import Request, evaluate
+from uncertainty_est.evaluate import evaluate
 from uncertainty_est.evaluation.ensemble import Member, combine, group_members, names_of
 from uncertainty_est.evaluation.report import Report
 from uncertainty_est.evaluation.scoring import Scored, ScoredRun, save_scores
 from uncertainty_est.evaluation.tables import RunInfo
+from uncertainty_est.request import Request
 from uncertainty_est.run import run
 
 SCORES = ["MI", "Entropy", "Expected entropy", "Variance", "max p(y|x)"]

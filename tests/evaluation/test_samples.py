@@ -17,9 +17,10 @@ from uncertainty_est.data.sources.image import Digits
 from uncertainty_est.data.sources.synthetic import Gaussian2D
 from uncertainty_est.data.sources.tabular import BundledTable
 from uncertainty_est.data.transforms import ImageTransform, TableTransform
-from uncertainty_est.evaluate import Request, evaluate
+from uncertainty_est.evaluate import evaluate
 from uncertainty_est.evaluation.samples import sample_figure
 from uncertainty_est.models.base import Batch, Method, Prediction
+from uncertainty_est.request import Request
 
 
 class Constant(Method):

@@ -18,14 +18,16 @@ from tests.conftest import CONFIGS, Trained, compose_points
 from uncertainty_est import checkpoints
 from uncertainty_est.config import build
 from uncertainty_est.errors import ConfigError
-from uncertainty_est.evaluate import Request, evaluate
+from uncertainty_est.evaluate import evaluate
 from uncertainty_est.evaluation.reading import Reading, std_of
 from uncertainty_est.models.ce_baseline import CEBaseline
 from uncertainty_est.models.mc_dropout import MCDropout
 from uncertainty_est.models.odin import ODIN
 from uncertainty_est.networks.fc import FC
 from uncertainty_est.posthoc.base import scores_named
+from uncertainty_est.request import Request
 from uncertainty_est.run import build_data
+from uncertainty_est.run_folder import SPLITS_FILE
 
 Get = Callable[[str], Trained]
 
@@ -85,7 +87,7 @@ def test_all_scores_from_one_pass_over_runs_that_stay_as_they_are(
         assert auroc(report.ood, ours) == auroc(report.ood, own)
 
     rows = plain.drop_duplicates("OOD dataset")
-    train, val = (np.load(folder / checkpoints.SPLITS_FILE)[split] for split in ("train", "val"))
+    train, val = (np.load(folder / SPLITS_FILE)[split] for split in ("train", "val"))
     needed = rows["n_ood"].sum() + rows["n_id"].iloc[0]
     # The temperature reads the validation split, and its first batch twice more to see whether it may.
     of_temperature = len(val) + 2 * min(len(val), loaded[0].fixed["eval_batch_size"])

@@ -10,8 +10,9 @@ import pytest
 
 from tests.conftest import CONFIGS, Trained
 from uncertainty_est.errors import ConfigError
-from uncertainty_est.evaluate import Request, evaluate
+from uncertainty_est.evaluate import evaluate
 from uncertainty_est.evaluation.shards import runs_of_shard
+from uncertainty_est.request import Request
 
 
 def test_parts_are_the_whole_table_in_any_order_and_repeated(trained: Callable[[str], Trained], tmp_path: Path) -> None:

@@ -18,12 +18,13 @@ from sklearn.metrics import log_loss, roc_auc_score
 from tests.conftest import CONFIGS, Trained
 from uncertainty_est import checkpoints
 from uncertainty_est.data.module import OODDataModule
-from uncertainty_est.evaluate import Request, evaluate
+from uncertainty_est.evaluate import evaluate
 from uncertainty_est.evaluation.scoring import Scored, ScoredRun
 from uncertainty_est.evaluation.temperature import scaled_run
 from uncertainty_est.models.ce_baseline import CEBaseline
 from uncertainty_est.models.temperature_scaling import TemperatureScaling
-from uncertainty_est.run import build_data, run
+from uncertainty_est.request import Request
+from uncertainty_est.run import build_data
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -44,13 +45,13 @@ def test_rows_after_scaling_are_those_of_scaled_logits(trained: Callable[[str], 
     runs = tmp_path / "runs"
     shutil.copytree(trained("fc_ce_baseline").run.path, runs / "plain")
     shutil.copytree(trained("fc_temperature_scaling").run.path, runs / "scaled")
-    baseline = checkpoints.load(runs / "plain", run)
+    baseline = checkpoints.load(runs / "plain")
     method, data = baseline.method, build_data(baseline.fixed)
     assert isinstance(method, CEBaseline)
     data.setup("test")
     lean_to_the_first_class(method, data)
     checkpoints.save_weights(runs / "plain", method)
-    tempered = checkpoints.load(runs / "scaled", run).method
+    tempered = checkpoints.load(runs / "scaled").method
     assert isinstance(tempered, TemperatureScaling)
     tempered.scaling.temperature.fill_(2.0)
     checkpoints.save_weights(runs / "scaled", tempered)

@@ -369,7 +369,7 @@ def test_it_learns_two_moons_and_knows_nothing_far_from_them(tmp_path: Path) -> 
     results = run(**fixed)
     assert results["classification"]["Accuracy"] > 97
     assert results["ood"]["two_moons_far"]["max p(y|x)"]["AUROC"] > 99
-    method = checkpoints.load(Path(results["run_dir"]), run).method
+    method = checkpoints.load(Path(results["run_dir"])).method
     assert isinstance(method, CCU)
     noise = 10 * torch.rand(4000, 2, generator=torch.Generator().manual_seed(0)) - 5
     assert 0.5 <= method.get_ood_scores(noise)["max p(y|x)"].mean() < 0.6

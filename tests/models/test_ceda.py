@@ -17,7 +17,7 @@ from uncertainty_est.models.acet import ACET
 from uncertainty_est.models.ceda import CEDA
 from uncertainty_est.networks.fc import FC
 from uncertainty_est.networks.lenet import LeNet
-from uncertainty_est.run import build_data, run
+from uncertainty_est.run import build_data
 
 Batch = tuple[Tensor, Tensor]
 
@@ -175,7 +175,7 @@ def test_near_noise_only_acet_is_uncertain_under_attack(tmp_path: Path) -> None:
             )
         )
         assert results["classification"]["Accuracy"] > 90
-        trained = checkpoints.load(Path(results["run_dir"]), run)
+        trained = checkpoints.load(Path(results["run_dir"]))
         data = build_data(trained.fixed)
         data.setup()
         assert data.ood_source is not None and isinstance(trained.method, CEDA)

@@ -21,7 +21,6 @@ from uncertainty_est.models.ce_baseline import CEBaseline
 from uncertainty_est.models.leave_out_ensemble import LeaveOutEnsemble, certainty, cut_classes
 from uncertainty_est.networks.fc import FC
 from uncertainty_est.networks.wide_resnet import WideResNet
-from uncertainty_est.run import run
 
 Batch = tuple[Tensor, Tensor]
 
@@ -316,9 +315,9 @@ def test_one_fold_a_run_by_the_grid_and_their_assembly(
     folders = [results["run_dir"] for results in run_points(points)]
     start = [f"fixed.init_from=[{','.join(folders)}]", "fixed.trainer_config.max_epochs=0"]
     (results,) = run_points(compose_points(*overrides, *start))
-    assembled = checkpoints.load(Path(results["run_dir"]), run).method.state_dict()
+    assembled = checkpoints.load(Path(results["run_dir"])).method.state_dict()
     for folder, k in zip(folders, (2, 0, 1), strict=True):
-        single = checkpoints.load(Path(folder), run).method.state_dict()
+        single = checkpoints.load(Path(folder)).method.state_dict()
         assert single["left_out"].tolist() == [k]
         for name, value in single.items():
             if name.startswith("members.0."):

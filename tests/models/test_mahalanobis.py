@@ -25,7 +25,6 @@ from uncertainty_est.networks.lenet import LeNet
 from uncertainty_est.networks.resnet import ResNet
 from uncertainty_est.networks.vgg import VGG16
 from uncertainty_est.networks.wide_resnet import WideResNet
-from uncertainty_est.run import run
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -204,5 +203,5 @@ def test_all_layers_by_regression_from_a_finished_run(
         )
     )
     assert results["ood"]["between"]["Mahalanobis"]["AUROC"] > 90
-    method = checkpoints.load(Path(results["run_dir"]), run).method
+    method = checkpoints.load(Path(results["run_dir"])).method
     assert isinstance(method, Mahalanobis) and method.weights.std() > 0

@@ -19,7 +19,7 @@ from uncertainty_est.models.ce_baseline import CEBaseline
 from uncertainty_est.models.odin import ODIN
 from uncertainty_est.models.tuning import collect, mean_auroc
 from uncertainty_est.networks.fc import FC
-from uncertainty_est.run import build_method, run
+from uncertainty_est.run import build_method
 
 Batch = tuple[Tensor, Tensor]
 
@@ -165,7 +165,7 @@ def test_from_a_finished_run_without_training(
             "fixed.model_config.epsilon=null",
         )
     )
-    method = checkpoints.load(Path(results["run_dir"]), run).method
+    method = checkpoints.load(Path(results["run_dir"])).method
     assert isinstance(method, ODIN) and method.temperature.item() in (1.0, 100.0)
     assert 0 <= method.epsilon.item() <= 0.004
     for name, weight in baseline.method.network.state_dict().items():

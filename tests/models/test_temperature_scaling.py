@@ -28,7 +28,6 @@ from uncertainty_est.models.temperature_scaling import (
     scalable,
 )
 from uncertainty_est.networks.fc import FC
-from uncertainty_est.run import run
 
 Batch = tuple[Tensor, Tensor]
 
@@ -128,7 +127,7 @@ def test_from_a_finished_run_without_training(
     overrides = quick_overrides("fc_temperature_scaling", small_data("fc"), tmp_path)
     start = [f"fixed.init_from={baseline.run.path}", "fixed.trainer_config.max_epochs=0"]
     (results,) = run_points(compose_points(*overrides, *start))
-    method = checkpoints.load(Path(results["run_dir"]), run).method
+    method = checkpoints.load(Path(results["run_dir"])).method
     assert isinstance(method, TemperatureScaling)
     for name, weight in baseline.run.method.network.state_dict().items():
         assert torch.equal(method.network.state_dict()[name], weight)

@@ -27,7 +27,8 @@ from uncertainty_est.files import make_folder, write_csv
 from uncertainty_est.launch import points_of, start_points
 from uncertainty_est.metrics.calibration import classification_metrics
 from uncertainty_est.models.base import Method
-from uncertainty_est.run import build_method, check_settings, check_trainer, fit_posthoc, train
+from uncertainty_est.run import build_method, check_trainer, fit_posthoc, train
+from uncertainty_est.settings import check_settings
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from uncertainty_est.checkpoints import Run, read_config
+from uncertainty_est.checkpoints import Run
 from uncertainty_est.data.loader import Transform
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.densities.pca_metric import PCAMetric
@@ -24,6 +24,7 @@ from uncertainty_est.evaluation.certify import FACTOR, Certified
 from uncertainty_est.evaluation.scoring import Scored, ScoredRun
 from uncertainty_est.evaluation.tables import CONFIDENCE, RunInfo, confidences
 from uncertainty_est.metrics.ood import FloatArray, ood_metrics
+from uncertainty_est.run_folder import read_config
 
 log = logging.getLogger(__name__)
 

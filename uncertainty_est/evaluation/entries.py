@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from uncertainty_est import checkpoints
 from uncertainty_est.errors import ConfigError, did_you_mean
+from uncertainty_est.run_folder import read_config
 
 
 def check_entries(folders: Sequence[Path], entries: Sequence[str]) -> None:
@@ -18,7 +18,7 @@ def check_entries(folders: Sequence[Path], entries: Sequence[str]) -> None:
     """
     if not entries:
         return
-    configs = [checkpoints.read_config(folder) for folder in folders]
+    configs = [read_config(folder) for folder in folders]
     known = sorted({key for config in configs for key in _leaves(config)})
     for entry in entries:
         if entry not in known:

@@ -32,6 +32,7 @@ from uncertainty_est.evaluation.tables import RunInfo, all_rows, clf_table, ood_
 from uncertainty_est.evaluation.temperature import fit_scaling, mark_clf, mark_ood, scaled_run
 from uncertainty_est.files import write_csv, write_json, write_npz
 from uncertainty_est.posthoc.base import scores_named
+from uncertainty_est.run_folder import SPLITS_FILE
 
 log = logging.getLogger(__name__)
 
@@ -356,7 +357,7 @@ def check_splits(run: checkpoints.Run, data: OODDataModule) -> None:
     Raises:
         DataError: they are not, or the run's file of splits is missing.
     """
-    path = run.path / checkpoints.SPLITS_FILE
+    path = run.path / SPLITS_FILE
     if not path.is_file():
         raise DataError(f"{path} is missing, so it cannot be told which samples the run was trained on")
     with np.load(path, allow_pickle=False) as saved:

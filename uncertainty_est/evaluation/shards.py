@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from uncertainty_est import checkpoints
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.evaluation.aggregate import RunTables, aggregate
 from uncertainty_est.evaluation.tables import all_rows
 from uncertainty_est.files import write_csv, write_json
+from uncertainty_est.run_folder import read_config
 
 
 def shard_name(name: str, shard: int, shards: int) -> str:
@@ -95,7 +95,7 @@ def _tables_of_runs(tables: Mapping[str, pd.DataFrame], folders: Mapping[str, Pa
         *(set(table["Run"]) for kind, table in tables.items() if kind in ("ood", "clf") and len(table))
     )
     return [
-        RunTables(checkpoints.read_config(folder), rows("ood", run), rows("clf", run))
+        RunTables(read_config(folder), rows("ood", run), rows("clf", run))
         for run, folder in folders.items()
         if run in scored
     ]
