@@ -174,13 +174,21 @@ def inline_sources(fixed: Any, source_dir: Path, extra_names: Sequence[str] = ()
     root = Path(str(fixed.data_root))
     for name in dict.fromkeys([*dataset_names(fixed), *extra_names]):
         found = find_source(name, source_dir, root, own or fixed.get("dataset"), fixed.get("ood_dataset"))
-        if fixed.get("path") is None and "${fixed.path}" in str(found):
-            raise ConfigError(
-                f"fixed.path: the data set '{name}' is your own; say where it is, fixed.path=<file or folder>"
-            )
+        if "${fixed.path}" in str(found):
+            _check_path(name, fixed.get("path"), source_dir)
         node = OmegaConf.create(found)
         given = OmegaConf.select(fixed, f"sources.{name}")
         OmegaConf.update(fixed, f"sources.{name}", OmegaConf.merge(node, given or {}), force_add=True)
+
+
+def _check_path(name: str, path: str | None, source_dir: Path) -> None:
+    """``fixed.path`` is given, and the data set `name` reads what lies there, if it is there already."""
+    if path is None:
+        raise ConfigError(
+            f"fixed.path: the data set '{name}' is your own; say where it is, fixed.path=<file or folder>"
+        )
+    if (source_dir / f"{name}.yaml").is_file() and Path(path).exists() and (kind := kind_of(Path(path))) != name:
+        raise ConfigError(f"fixed.path: '{path}' is read by the data set '{kind}', not by '{name}'; set dataset={kind}")
 
 
 # ---------------------------------------------------------------------------------------------------- validation

@@ -161,6 +161,11 @@ def test_wrong_names_and_folders(run: Run, tmp_path: Path) -> None:
     ]:
         with pytest.raises(ConfigError, match=message):
             run(*words)
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(
+        ConfigError, match=f"'mine' stands for your own data; look into them with --path {tmp_path}/mine"
+    ):
+        run("mine")
     with pytest.raises(ConfigError, match="--data-root: there is no folder"):
         run(root=tmp_path / "nowhere")
 

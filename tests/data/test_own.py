@@ -255,6 +255,8 @@ def test_what_is_missing_or_does_not_fit_is_told_with_its_value(
     path, _, _ = write_own("table", tmp_path)
     with pytest.raises(ConfigError, match=r"^fixed\.path: the data set 'table' is your own; say where it is"):
         compose_points("dataset=table", "model=fc_ddu")
+    with pytest.raises(ConfigError, match=r"^fixed\.path: '.*iris\.csv' is read by .* 'table', .*; set dataset=table"):
+        compose_points("dataset=folder", "model=fc_ddu", f"fixed.path={path}", "fixed.data_shape=[1,8,8]")
     words = ["dataset=table", "model=fc_ddu", f"fixed.path={path}", "fixed.data_shape=[4]"]
     with pytest.raises(
         ConfigError, match=rf"^fixed\.num_classes: a value must be given; .*data\.check --path {path} tells it"

@@ -17,6 +17,7 @@ from uncertainty_est.data.card_pages import how_to_get, index, page
 from uncertainty_est.data.presence import STATES, Presence, look
 from uncertainty_est.errors import ConfigError, did_you_mean
 from uncertainty_est.files import make_folder, write_text
+from uncertainty_est.own_data import find_own
 
 log = logging.getLogger("uncertainty_est.data.check")
 
@@ -53,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return write_docs(options.write_docs)
     if options.path is not None:
         return tell_own(options.path, options.target, options.ignore)
-    cards = [read_card(name) for name in known(options.names)]
     root = data_root(options.data_root)
+    cards = [read_card(name) for name in known(options.names, root)]
     looks = [look(card, root, options.md5) for card in cards]
     if options.download:
         looks = [download(card, root, options.md5, found) for card, found in zip(cards, looks, strict=True)]
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if options.names and any(found.state != "present" for found in looks) else 0
 
 
-def known(names: Sequence[str]) -> list[str]:
+def known(names: Sequence[str], root: Path) -> list[str]:
     """The data sets asked for, all of them if none is; those that have no files but the user's are left out.
 
     Raises:
@@ -73,10 +74,11 @@ def known(names: Sequence[str]) -> list[str]:
     """
     everything = card_names()
     for name in names:
-        if name not in everything:
+        own = "<file or folder>" if name in everything else find_own(root, name)
+        if name not in everything and own is None:
             raise ConfigError(f"there is no data set '{name}'{did_you_mean(name, everything)}")
-        if read_card(name).obtained == "own":
-            raise ConfigError(f"'{name}' stands for your own data; look into them with --path <file or folder>")
+        if name not in everything or read_card(name).obtained == "own":
+            raise ConfigError(f"'{name}' stands for your own data; look into them with --path {own}")
     return list(dict.fromkeys(names)) or [name for name in everything if read_card(name).obtained != "own"]
 
 
