@@ -63,7 +63,7 @@ def test_the_makefile_runs_the_lines_that_the_readme_shows() -> None:
 def test_the_tables_name_all_models_and_choices() -> None:
     for model in MODELS:
         assert f"`{model}`" in README
-    for group in ("trainer", "logger", "grid", "variant", "network"):
+    for group in ("trainer", "logger", "grid", "variant", "network", "ood"):
         (row,) = re.findall(rf"^\| `{group}` \|(.*)\|$", README, flags=re.MULTILINE)
         for path in (CONFIGS / group).glob("*.yaml"):
             assert f"`{path.stem}`" in row, path
