@@ -200,7 +200,7 @@ def test_all_reduce_of_a_single_process_changes_nothing() -> None:
 
 def test_golden_log_densities() -> None:
     density = golden()
-    log_prob = density.log_prob(torch.tensor([[1.0, 0.0]]))
+    log_prob = density.log_prob(torch.tensor([[1.0, 0.0]], dtype=torch.float64))
     expected = torch.tensor([[-2.337877066409, -3.531024246969]], dtype=torch.float64)
     torch.testing.assert_close(log_prob, expected, rtol=0, atol=1e-9)
     assert log_prob.logsumexp(-1).item() == pytest.approx(-2.073004159022257, abs=1e-9)
@@ -209,7 +209,7 @@ def test_golden_log_densities() -> None:
 
 def test_the_marginal_weighs_classes_by_their_share() -> None:
     density = golden()
-    z = torch.tensor([[1.0, 0.0]])
+    z = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     balanced = (density.log_prob(z) + density.log_prior).logsumexp(-1)
     assert balanced.item() == pytest.approx(-2.073004159022257 + np.log(0.5), abs=1e-9)
 

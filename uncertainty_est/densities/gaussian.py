@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, distributed
 
 from uncertainty_est.densities.fitted import Fitted
+from uncertainty_est.densities.whitening import Whitening, is_float32_exact
 from uncertainty_est.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -156,6 +157,7 @@ class ClassGaussians(Fitted):
         self.register_buffer("scale_tril", torch.zeros(num_classes, dim, dim, dtype=torch.float64))
         self.register_buffer("log_prior", torch.zeros(num_classes, dtype=torch.float64))
         self.register_buffer("jitter", torch.zeros((), dtype=torch.float64))
+        self._whitening: tuple[Tensor, int, Whitening] | None = None
 
     @torch.no_grad()
     def fit(self, statistics: GaussianStatistics) -> None:
@@ -185,6 +187,9 @@ class ClassGaussians(Fitted):
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density ``[B, C]`` of features ``z: [B, D]`` under each class, float64, differentiable in `z`.
 
+        Of float32 features without gradients, distances come from float32 products where those agree with float64 to
+        1e-6 (:class:`~uncertainty_est.densities.whitening.Whitening`).
+
         Raises:
             NotFittedError: before :meth:`fit`.
             ValueError: features of another shape.
@@ -194,18 +199,32 @@ class ClassGaussians(Fitted):
         if z.ndim != 2 or z.shape[1] != dim:
             raise ValueError(f"z must be [B, {dim}], got {list(z.shape)}")
         parts = z.split(max(1, _CHUNK // dim))
-        squared = torch.cat([self._squared_distances(part.double()) for part in parts])
+        wants_digits = z.dtype == torch.float64 or (torch.is_grad_enabled() and z.requires_grad)
+        whitening = None if wants_digits or not is_float32_exact() else self._float32_whitening()
+        squared = torch.cat([self._squared_distances(part.double(), whitening) for part in parts])
         half_log_det = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return -0.5 * (squared + dim * math.log(2 * math.pi)) - half_log_det
 
-    def _squared_distances(self, z: Tensor) -> Tensor:
-        """Squared Mahalanobis distances ``[B, C]`` of ``z: [B, D]``, a chunk of classes at a time."""
-        dim = self.mean.shape[1]
+    def _float32_whitening(self) -> Whitening | None:
+        """Factors for products in float32, made once for a fitted state; ``None`` where those would lose digits."""
+        made = self._whitening
+        if made is None or made[0] is not self.scale_tril or made[1] != self.scale_tril._version:
+            made = self.scale_tril, self.scale_tril._version, Whitening(self.mean, self.scale_tril)
+            self._whitening = made
+        return made[2] if made[2].is_exact else None
+
+    def _squared_distances(self, z: Tensor, whitening: Whitening | None) -> Tensor:
+        """Squared Mahalanobis distances ``[B, C]`` of ``z: [B, D]`` float64, a chunk of classes at a time."""
+        num_classes, dim = self.mean.shape
         classes = max(1, _CHUNK // (dim * max(len(z), dim)))
         distances = []
-        for mean, scale_tril in zip(self.mean.split(classes), self.scale_tril.split(classes), strict=True):
-            centred = z - mean.unsqueeze(1)
-            whitened = torch.linalg.solve_triangular(scale_tril, centred.mT, upper=False)
+        for first in range(0, num_classes, classes):
+            centred = z - self.mean[first : first + classes].unsqueeze(1)
+            if whitening is not None:
+                distances.append(whitening.distances(centred, first))
+                continue
+            factors = self.scale_tril[first : first + classes]
+            whitened = torch.linalg.solve_triangular(factors, centred.mT, upper=False)
             distances.append(whitened.square().sum(-2))
         return torch.cat(distances).T
 

@@ -116,7 +116,7 @@ class Report:
         return all_rows(self.extras.get(name, []))
 
 
-# What a caller on a higher floor provides: the schema of a saved configuration and how to build its data.
+# What a caller on a higher floor provides: how to load a run and how to build its data.
 LoadRun = Callable[[Path], checkpoints.Run]
 BuildData = Callable[[Mapping[str, Any]], OODDataModule]
 # What makes an extra of a run: its table, and arrays for a file of their own.
