@@ -21,12 +21,13 @@ from protocol import write
 from torch import Tensor
 
 from uncertainty_est import checkpoints
+from uncertainty_est.building import build_data
 from uncertainty_est.cli import log_to_console
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.launch import points_of
 from uncertainty_est.models.base import Method
 from uncertainty_est.models.ccu import CCU
-from uncertainty_est.run import build_data, run
+from uncertainty_est.run import run
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 NAMES = {"fc_ce_baseline": "softmax", "fc_ccu": "CCU"}

@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from protocol import Row, Table, arguments_of, mean_and_error, results_of_tables, with_error, write
 
 from uncertainty_est import checkpoints
+from uncertainty_est.building import build_data
 from uncertainty_est.data.sources.dirty_mnist import find_files, origin_of
 from uncertainty_est.evaluation.scoring import score_run
 from uncertainty_est.metrics.ood import ood_metrics
-from uncertainty_est.run import build_data
 
 SETS = ["mnist", "ambiguous_mnist", "fashionmnist"]
 SCORES = {"Entropy": "softmax entropy", "gmm_log_density": "feature density"}

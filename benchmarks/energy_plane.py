@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from uncertainty_est import checkpoints
-from uncertainty_est.run import build_data
+from uncertainty_est.building import build_data
 
 STEPS = 4000
 SIDE = 200  # grid points along each axis

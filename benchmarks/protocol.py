@@ -99,9 +99,9 @@ def numbers_of(run_dir: str) -> dict[str, float]:
     from sklearn.metrics import average_precision_score
 
     from uncertainty_est import checkpoints
+    from uncertainty_est.building import build_data
     from uncertainty_est.evaluation.scoring import score_run
     from uncertainty_est.evaluation.tables import results_of
-    from uncertainty_est.run import build_data
 
     loaded = checkpoints.load(Path(run_dir))
     scored = score_run(loaded.method, build_data(loaded.fixed), loaded.fixed["test_ood_datasets"])

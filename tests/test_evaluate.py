@@ -18,10 +18,10 @@ from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 from tests.conftest import CONFIGS, Trained, compose_points
 from tests.processes import Command
 from uncertainty_est import checkpoints
+from uncertainty_est.building import build_data
 from uncertainty_est.errors import DataError
 from uncertainty_est.evaluate import evaluate, summary, with_sources
 from uncertainty_est.request import Request
-from uncertainty_est.run import build_data
 
 Get = Callable[[str], Trained]
 ORIGINAL_COLUMNS = ["Model", "Model Type", "ID dataset", "OOD dataset", "Score", "Metric", "Value"]

@@ -12,12 +12,13 @@ import torch
 from tests.conftest import compose_points
 from tests.processes import Command
 from uncertainty_est import checkpoints
+from uncertainty_est.building import build_data, build_method
 from uncertainty_est.densities.spherical_mixture import SphericalMixture
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.fit_densities import fit_densities
 from uncertainty_est.models.ccu import CCU
 from uncertainty_est.prefit import FOLDER, fitted_state, prefit
-from uncertainty_est.run import build_data, build_method, run
+from uncertainty_est.run import run
 
 CPU = torch.device("cpu")
 

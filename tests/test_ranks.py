@@ -14,10 +14,10 @@ import torch
 
 from tests.conftest import MODELS, Trained
 from tests.processes import in_two_processes
+from uncertainty_est.building import build_data, build_method
 from uncertainty_est.densities.fitted import Fitted
 from uncertainty_est.models.base import Method
 from uncertainty_est.prefit import prefit
-from uncertainty_est.run import build_data, build_method
 
 HOOKS = ("fit_before", "fit_posthoc", "tune")
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from uncertainty_est import checkpoints
 from uncertainty_est.config import build
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.launch import run_points
-from uncertainty_est.run import check_trainer
+from uncertainty_est.training import check_trainer
 
 TRAINERS = sorted(path.stem for path in (CONFIGS / "trainer").glob("*.yaml"))
 LOGGERS = sorted(path.stem for path in (CONFIGS / "logger").glob("*.yaml"))

@@ -12,8 +12,9 @@ import torch
 
 from tests.conftest import MODELS, compose_points, quick_overrides
 from tests.processes import in_two_processes
-from uncertainty_est.run import build_data, build_method, fit_posthoc, train
+from uncertainty_est.building import build_data, build_method
 from uncertainty_est.samplers.replay_buffer import ReplayBuffer
+from uncertainty_est.training import fit_posthoc, train
 
 Data = Callable[[str], Path]
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from uncertainty_est import checkpoints
+from uncertainty_est.building import build_data
 from uncertainty_est.config import EMBEDDED_SUFFIX
 from uncertainty_est.data.loader import TensorLoader
 from uncertainty_est.data.module import OODDataModule
@@ -25,7 +26,6 @@ from uncertainty_est.evaluation.report import check_splits
 from uncertainty_est.files import make_folder, write_npz, write_text
 from uncertainty_est.models.base import scoring_mode
 from uncertainty_est.models.ce_baseline import CEBaseline
-from uncertainty_est.run import build_data
 from uncertainty_est.run_folder import CHECKPOINT_FILE
 
 log = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from uncertainty_est import checkpoints
+from uncertainty_est.building import build_data
 from uncertainty_est.config import as_dict, inline_sources
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.errors import ConfigError
@@ -23,7 +24,6 @@ from uncertainty_est.evaluation.shards import merge, runs_of_shard, shard_name
 from uncertainty_est.files import make_folder
 from uncertainty_est.posthoc.base import scores_named
 from uncertainty_est.request import Request
-from uncertainty_est.run import build_data
 from uncertainty_est.run_folder import run_folder
 from uncertainty_est.settings import check_ood_sets
 

@@ -27,9 +27,10 @@ def fit_densities(points: list[dict[str, Any]]) -> list[Path]:
         ConfigError: a method that fits nothing before training, or a combination that cannot be run.
         DataError: a data set that cannot be used.
     """
+    from uncertainty_est.building import build_data, build_method
     from uncertainty_est.errors import ConfigError
     from uncertainty_est.prefit import prefit
-    from uncertainty_est.run import build_data, build_method, check_trainer
+    from uncertainty_est.training import check_trainer
 
     files = []
     for fixed in points:

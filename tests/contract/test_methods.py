@@ -17,11 +17,11 @@ from torch import Tensor
 import uncertainty_est.models
 from tests.conftest import DATASETS, MODELS, Trained, compose_points
 from uncertainty_est import checkpoints
+from uncertainty_est.building import build_data, build_method
 from uncertainty_est.config import locate
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.models.base import Method
 from uncertainty_est.models.ce_baseline import CEBaseline
-from uncertainty_est.run import build_data, build_method
 
 Get = Callable[[str], Trained]
 

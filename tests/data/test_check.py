@@ -20,13 +20,13 @@ from sklearn.datasets import load_iris
 
 from tests.conftest import ROOT, compose_points, real_data
 from tests.data.layouts import images, labels, write_own, write_pack, write_svhn
+from uncertainty_est.building import build_data
 from uncertainty_est.data import check
 from uncertainty_est.data.card import Card, CardFile, Layout, card_names, read_card
 from uncertainty_est.data.own import describe
 from uncertainty_est.data.presence import look
 from uncertainty_est.data.sources.published import TorchvisionImages
 from uncertainty_est.errors import ConfigError, DataError
-from uncertainty_est.run import build_data
 
 Run = Callable[..., tuple[int, list[str]]]
 

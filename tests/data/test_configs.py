@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from tests.conftest import compose_points, real_data
 from tests.data.layouts import OWN_PATHS
+from uncertainty_est.building import build_data
 from uncertainty_est.data.source import SPLIT_NAMES, Source, Split
 from uncertainty_est.errors import DataError
-from uncertainty_est.run import build_data
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "configs" / "source").glob("*.yaml"))
 SHAPES = ([2], [13], [18], [30], [48], [1, 8, 8])

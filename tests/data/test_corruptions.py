@@ -14,6 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 from tests.conftest import CONFIGS, Trained
+from uncertainty_est.building import build_data
 from uncertainty_est.data import corruptions
 from uncertainty_est.data.corruptions import corrupt
 from uncertainty_est.data.source import SPLIT_NAMES
@@ -24,7 +25,6 @@ from uncertainty_est.data.sources.synthetic import TwoMoons
 from uncertainty_est.errors import DataError
 from uncertainty_est.evaluate import evaluate
 from uncertainty_est.request import Request
-from uncertainty_est.run import build_data
 
 PAPER = [
     *("gaussian_noise", "shot_noise", "impulse_noise"),

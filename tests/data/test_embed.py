@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 from tests.conftest import CONFIGS, Trained, compose_points
 from tests.processes import Command
 from uncertainty_est import checkpoints
+from uncertainty_est.building import build_data, build_method
 from uncertainty_est.cli import one_sentence_errors
 from uncertainty_est.config import build
 from uncertainty_est.data.source import SPLIT_NAMES
@@ -28,7 +29,7 @@ from uncertainty_est.errors import DataError
 from uncertainty_est.evaluate import evaluate
 from uncertainty_est.models.ce_baseline import CEBaseline
 from uncertainty_est.request import Request as EvaluateRequest
-from uncertainty_est.run import build_data, build_method, run
+from uncertainty_est.run import run
 from uncertainty_est.run_folder import read_config
 
 Get = Callable[[str], Trained]

@@ -9,8 +9,8 @@ import pytest
 
 from tests.conftest import CONFIGS, DATASETS, compose_points
 from tests.data import layouts
+from uncertainty_est.building import build_data
 from uncertainty_est.config import build
-from uncertainty_est.run import build_data
 
 ODIN = ["tiny_imagenet_crop", "tiny_imagenet_resize", "lsun_crop", "lsun_resize", "isun"]
 PUBLISHED = {

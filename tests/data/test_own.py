@@ -21,6 +21,7 @@ from sklearn.datasets import load_iris
 import evaluate as evaluate_script
 from tests.conftest import ROOT, compose_points, dataset_names
 from tests.data.layouts import write_pack
+from uncertainty_est.building import build_data, build_method
 from uncertainty_est.config import find_source
 from uncertainty_est.data import check
 from uncertainty_est.data.own import describe
@@ -29,7 +30,6 @@ from uncertainty_est.data.sources.own_table import OwnTable
 from uncertainty_est.errors import ConfigError, DataError
 from uncertainty_est.launch import run_points
 from uncertainty_est.own_data import kind_of
-from uncertainty_est.run import build_data, build_method
 
 SOURCES = ROOT / "configs" / "source"
 FLOWERS = ["setosa", "versicolor", "virginica"]
@@ -103,6 +103,13 @@ def test_the_column_of_classes_and_columns_left_out(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message) as error:
             table(path, **options).load("all")
         assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_truth_values_are_numbers(suffix: str, tmp_path: Path) -> None:
+    frame = pd.DataFrame({"on": [True, False, True], "n": [1, 2, 3], "label": list("xyx")})
+    x, _ = table(write(tmp_path / f"t{suffix}", frame), 2).load("all")
+    assert x.tolist() == [[1, 1], [0, 2], [1, 3]]
 
 
 def test_files_for_the_parts_in_any_order_of_columns(tmp_path: Path) -> None:
@@ -408,3 +415,11 @@ def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     rows = table.query("Headline and Metric == 'AUROC'").set_index("OOD dataset")
     assert rows.loc["unknown", "n_ood"] == 319 and rows.loc["virginica", "n_ood"] == 45
     assert set(table["ID dataset"]) == {"folder", "table"}
+    # A set that came later, by name.
+    iris().drop(columns="target").to_parquet(tmp_path / "my" / "later.parquet", index=False)
+    (run_dir,) = (Path(results["run_dir"]) for results in trained if "virginica" in results["ood"])
+    words = ["--checkpoint", tmp_path / run_dir, "--ood-dataset", "later", "--output-folder", tmp_path / "later"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, words), "--no-plots"])
+    assert evaluate_script.main() == 0
+    table = pd.read_csv(tmp_path / "later" / "ood-out.csv")
+    assert set(table["OOD dataset"]) == {"later"} and set(table["n_ood"]) == {135}

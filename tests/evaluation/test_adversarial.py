@@ -14,6 +14,7 @@ import torch
 
 import evaluate as evaluate_script
 from tests.conftest import CONFIGS, Trained, compose_points
+from uncertainty_est.building import build_data
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.evaluate import evaluate, summary
@@ -21,7 +22,6 @@ from uncertainty_est.evaluation.adversarial import AttackOptions, make_balls
 from uncertainty_est.evaluation.report import Report
 from uncertainty_est.models.ce_baseline import CEBaseline
 from uncertainty_est.request import Request
-from uncertainty_est.run import build_data
 
 Get = Callable[[str], Trained]
 QUICK = {"attack": True, "attack_points": 40, "attack_steps": 15, "attack_restarts": 2, "no_plots": True}

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from tests.conftest import compose_points
+from uncertainty_est.building import build_data
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.evaluation.points import box, some_inputs, uniform_noise
-from uncertainty_est.run import build_data
 
 
 def data_of(*overrides: str) -> OODDataModule:

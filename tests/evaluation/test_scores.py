@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tests.conftest import CONFIGS, Trained, compose_points
 from uncertainty_est import checkpoints
+from uncertainty_est.building import build_data
 from uncertainty_est.config import build
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.evaluate import evaluate
@@ -26,7 +27,6 @@ from uncertainty_est.models.odin import ODIN
 from uncertainty_est.networks.fc import FC
 from uncertainty_est.posthoc.base import scores_named
 from uncertainty_est.request import Request
-from uncertainty_est.run import build_data
 from uncertainty_est.run_folder import SPLITS_FILE
 
 Get = Callable[[str], Trained]

@@ -17,6 +17,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from tests.conftest import CONFIGS, Trained
 from uncertainty_est import checkpoints
+from uncertainty_est.building import build_data
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.evaluate import evaluate
 from uncertainty_est.evaluation.scoring import Scored, ScoredRun
@@ -24,7 +25,6 @@ from uncertainty_est.evaluation.temperature import scaled_run
 from uncertainty_est.models.ce_baseline import CEBaseline
 from uncertainty_est.models.temperature_scaling import TemperatureScaling
 from uncertainty_est.request import Request
-from uncertainty_est.run import build_data
 
 
 def hashes(folder: Path) -> dict[str, str]:

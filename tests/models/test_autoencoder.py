@@ -12,6 +12,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from tests.conftest import Trained
+from uncertainty_est.building import build_data
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.metrics.ood import ood_metrics
 from uncertainty_est.models.autoencoder import Autoencoder
@@ -19,7 +20,6 @@ from uncertainty_est.models.base import Method
 from uncertainty_est.networks.base import Network
 from uncertainty_est.networks.fc import FC
 from uncertainty_est.networks.generator import FCGenerator
-from uncertainty_est.run import build_data
 
 
 class Affine(Network):

@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from tests.conftest import compose_points
 from uncertainty_est import checkpoints
+from uncertainty_est.building import build_data
 from uncertainty_est.launch import run_points
 from uncertainty_est.models.acet import ACET
 from uncertainty_est.models.ceda import CEDA
 from uncertainty_est.networks.fc import FC
 from uncertainty_est.networks.lenet import LeNet
-from uncertainty_est.run import build_data
 
 Batch = tuple[Tensor, Tensor]
 

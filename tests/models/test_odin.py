@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tests.conftest import Trained, compose_points, quick_overrides
 from uncertainty_est import checkpoints
+from uncertainty_est.building import build_method
 from uncertainty_est.errors import ConfigError, NotFittedError
 from uncertainty_est.launch import run_points
 from uncertainty_est.measures import tempered_confidence
@@ -19,7 +20,6 @@ from uncertainty_est.models.ce_baseline import CEBaseline
 from uncertainty_est.models.odin import ODIN
 from uncertainty_est.models.tuning import collect, mean_auroc
 from uncertainty_est.networks.fc import FC
-from uncertainty_est.run import build_method
 
 Batch = tuple[Tensor, Tensor]
 

@@ -13,12 +13,12 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 
 from tests.conftest import Trained
 from tests.models.test_autoencoder import Affine, affine_decoder, curve, fit
+from uncertainty_est.building import build_data
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.metrics.ood import ood_metrics
 from uncertainty_est.models.vae import VAE, kl_to_standard_normal, posterior_points
 from uncertainty_est.networks.fc import FC
 from uncertainty_est.networks.generator import FCGenerator
-from uncertainty_est.run import build_data
 
 DIM, LATENT, BETA = 5, 3, 0.4
 

@@ -20,6 +20,7 @@ from uncertainty_est.active_learning.curves import CURVE_FILE, draw, read_curves
 from uncertainty_est.active_learning.pool import Pool, initial_rows, lowest
 from uncertainty_est.active_learning.settings import Acquisition, Protocol, read
 from uncertainty_est.active_learning.state import State, claim, load_state
+from uncertainty_est.building import build_method
 from uncertainty_est.config import as_dict, build
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.evaluation.scoring import score_loader
@@ -27,8 +28,8 @@ from uncertainty_est.files import make_folder, write_csv
 from uncertainty_est.launch import points_of, start_points
 from uncertainty_est.metrics.calibration import classification_metrics
 from uncertainty_est.models.base import Method
-from uncertainty_est.run import build_method, check_trainer, fit_posthoc, train
 from uncertainty_est.settings import check_settings
+from uncertainty_est.training import check_trainer, fit_posthoc, train
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from uncertainty_est.building import build_data
 from uncertainty_est.config import build
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.data.source import Source, Split, SplitName
 from uncertainty_est.errors import ConfigError, DataError
-from uncertainty_est.run import build_data
 
 
 class Mixed(Source):

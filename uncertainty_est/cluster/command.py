@@ -42,8 +42,8 @@ def composed(overrides: Sequence[str]) -> tuple[DictConfig, list[dict[str, Any]]
         DataError: a run named by ``fixed.init_from`` is damaged.
     """
     # Here and not above: `--help` and a mistyped option should not wait for torch.
+    from uncertainty_est.building import build_method
     from uncertainty_est.launch import points_of
-    from uncertainty_est.run import build_method
 
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("config", overrides=list(overrides))

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from tests.conftest import Trained
+from uncertainty_est.building import build_data
 from uncertainty_est.evaluation.scoring import score_loader
 from uncertainty_est.metrics.ood import ood_metrics
-from uncertainty_est.run import build_data
 
 Get = Callable[[str], Trained]
 
