@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from tests.conftest import compose_points, real_data
-from tests.data.layouts import OWN_PATHS
+from tests.data.layouts import OWN_PATHS, write_all
 from uncertainty_est.building import build_data
 from uncertainty_est.data.source import SPLIT_NAMES, Source, Split
 from uncertainty_est.errors import DataError
@@ -53,13 +52,21 @@ def splits_of(source: Source) -> dict[str, Split]:
     return splits
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All published sets, written once: nothing here changes them."""
+    folder = tmp_path_factory.mktemp("published")
+    write_all(folder)
+    return folder
+
+
 def test_there_are_sources() -> None:
     assert len(FILES) >= 50
 
 
+@pytest.mark.usefixtures("published")  # torchvision takes files without the official checksums
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_shapes_types_labels_and_disjoint_deterministic_splits(file: Path, published: Callable[[], Path]) -> None:
-    root = published()
+def test_shapes_types_labels_and_disjoint_deterministic_splits(file: Path, root: Path) -> None:
     source, again, other = build(file, root), build(file, root), build(file, root, split_seed=2)
     splits, repeated, reseeded = splits_of(source), splits_of(again), splits_of(other)
     assert "test" in splits
@@ -135,7 +142,8 @@ def test_other_splits_by_override(dataset: str, more: list[str], sizes: list[int
     assert len(data.class_counts) == fixed["num_classes"] and data.class_counts.min() > 0
 
 
+@pytest.mark.usefixtures("published")
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_shape_that_cannot_be_made_is_refused(file: Path, published: Callable[[], Path]) -> None:
+def test_a_shape_that_cannot_be_made_is_refused(file: Path, root: Path) -> None:
     with pytest.raises(DataError, match=r"shape|\(2, 3\)"):
-        instantiate(node(file, [2, 3], published())).split("test")
+        instantiate(node(file, [2, 3], root)).split("test")

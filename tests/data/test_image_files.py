@@ -151,6 +151,22 @@ def test_a_damaged_file_is_named_and_leaves_nothing_behind(content: bytes | str 
     assert not decoded.exists() or all(np.load(file).ndim == 4 for file in decoded.iterdir())
 
 
+def test_a_disk_that_is_full_is_one_sentence(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="limits of a process are Unix's")
+    source = folder_of(tmp_path)
+    source.listing("all")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(
+            DataError, match=r"decoded: 6 decoded images of shape \(3, 8, 8\) cannot be written \(.*\); free"
+        ):
+            source.split("test")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / ".decoded").iterdir())
+
+
 def peak_growth(work: object) -> int:
     """Bytes that the process had at most, during a call, beyond what it had before."""
 

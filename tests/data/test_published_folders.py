@@ -70,6 +70,9 @@ def test_a_table_with_an_unknown_class_is_refused(tmp_path: Path) -> None:
     table.write_text("0.png\tn01443537\t0\t0\t1\t1\n1.png\tn00000000\t0\t0\t1\t1\n")
     with pytest.raises(DataError, match="val_annotations.txt: line 2 names no class of the training images"):
         source("tiny_imagenet", tmp_path).split("test")
+    (tmp_path / "tiny-imagenet-200" / "train").rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="tiny_imagenet: no train part there, which names the classes; get"):
+        source("tiny_imagenet", tmp_path).split("test")
 
 
 @pytest.mark.parametrize("name", layouts.OPENOOD_SETS)

@@ -92,19 +92,19 @@ class ImageFiles:
 
     def _write(self, path: Path, shape: tuple[int, ...], crop: float) -> None:
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(self), *shape)}
-        with path.open("wb") as stream, ThreadPoolExecutor(os.cpu_count()) as pool:
-            np.lib.format.write_array_header_1_0(stream, header)
-            for start in range(0, len(self), _CHUNK):
-                files = [self.folder / name for name in self.names[start : start + _CHUNK]]
-                for image in pool.map(lambda file: read_image(file, shape, crop), files):
-                    try:
-                        # Written, not mapped: a full disk is an exception here and a killed process there.
+        try:
+            # Written, not mapped: a full disk is an exception here and a killed process there.
+            with path.open("wb") as stream, ThreadPoolExecutor(os.cpu_count()) as pool:
+                np.lib.format.write_array_header_1_0(stream, header)
+                for start in range(0, len(self), _CHUNK):
+                    files = [self.folder / name for name in self.names[start : start + _CHUNK]]
+                    for image in pool.map(lambda file: read_image(file, shape, crop), files):
                         stream.write(image.tobytes())
-                    except OSError as error:
-                        raise DataError(
-                            f"{path.parent}: no room for {len(self)} decoded images of shape {shape}"
-                            f" ({error.strerror}); free some or choose another fixed.data_root"
-                        ) from error
+        except OSError as error:
+            raise DataError(
+                f"{path.parent}: {len(self)} decoded images of shape {shape} cannot be written ({error.strerror});"
+                " free some room or choose another fixed.data_root"
+            ) from error
 
 
 def read_image(path: Path, shape: Sequence[int], crop: float = 1.0) -> np.ndarray:

@@ -28,6 +28,8 @@ class TinyImageNet(ImageFolder):
 
     @cached_property
     def class_names(self) -> list[str]:
+        if "train" not in self._places:
+            raise self._error("no train part there, which names the classes")
         return sorted(path.name for path in self._places["train"].iterdir() if path.is_dir())
 
     def list_part(self, part: Part, place: Path) -> tuple[ImageFiles, list[int]]:
