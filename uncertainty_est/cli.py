@@ -59,8 +59,8 @@ def explain(error: Exception) -> str:
 
 def log_to_console(level: int = logging.INFO) -> None:
     """Plain messages of this package on standard output, and only warnings of Lightning's."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:  # not by their loggers' levels, which importing Lightning sets
+        handler.addFilter(_is_not_lightnings_news)
     # Lightning calls torch by an old name; nothing that a user could do about it.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     handler = logging.StreamHandler(sys.stdout)
@@ -69,6 +69,10 @@ def log_to_console(level: int = logging.INFO) -> None:
     logger.setLevel(level)
     logger.handlers[:] = [handler]
     logger.propagate = False
+
+
+def _is_not_lightnings_news(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING or not record.name.startswith(("pytorch_lightning", "lightning"))
 
 
 def _nearest_key(key: str, error: Exception) -> str:

@@ -67,6 +67,8 @@ def run(
     logger: Mapping[str, Any] | None = None,
     resume: str | None = None,
     checkpoint_minutes: float | None = None,
+    compile: bool = False,
+    channels_last: bool = False,
     on_divergence: str = "stop",
 ) -> dict[str, Any]:
     """Build, fit what is fitted before training, train, fit what is fitted after it, save and score one method.
@@ -103,6 +105,8 @@ def run(
             begins a new run.
         checkpoint_minutes: time between two checkpoints to resume from; ``None`` is 10 with `resume`, else there are
             none.
+        compile: let torch compile the networks for training; the first steps take a minute more.
+        channels_last: keep images and the weights of convolutions with the channels innermost while training.
         on_divergence: what to do when the training loss is no longer a number or exceeds 1e8 in magnitude: ``stop``
             ends the run with an error, what was logged stays; ``restart`` trains anew from fresh weights with a seed
             that `seed` decides, at most three times, and logs into ``restart<number>/`` of the run's folder; ``keep``

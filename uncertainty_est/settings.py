@@ -25,6 +25,9 @@ def check_settings(fixed: Mapping[str, Any]) -> None:
         raise ConfigError(f"fixed.on_divergence: must be one of {', '.join(ON_DIVERGENCE)}, got '{on_divergence}'")
     if fixed.get("resume") not in (None, "auto"):
         raise ConfigError(f"fixed.resume: must be auto or null, got '{fixed['resume']}'")
+    for key in ("compile", "channels_last"):
+        if not isinstance(fixed.get(key, False), bool):
+            raise ConfigError(f"fixed.{key}: must be true or false, got '{fixed[key]}'")
     minutes = fixed.get("checkpoint_minutes")
     if minutes is not None and not (isinstance(minutes, int | float) and 0 <= minutes < math.inf):
         raise ConfigError(f"fixed.checkpoint_minutes: must be at least 0, or null, got {minutes}")

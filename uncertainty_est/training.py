@@ -15,13 +15,15 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import distributed
+from torch._dynamo.exc import BackendCompilerFailed
 
 from uncertainty_est.building import build_method
 from uncertainty_est.callbacks import FiniteLoss, OODValidation, Pictures, ProgressBar
 from uncertainty_est.config import build
 from uncertainty_est.data.module import OODDataModule
-from uncertainty_est.errors import ConfigError, TrainingError
+from uncertainty_est.errors import ConfigError, TrainingError, first_line
 from uncertainty_est.models.base import Method
+from uncertainty_est.networks.base import Network
 from uncertainty_est.prefit import prefit
 from uncertainty_est.resume import (
     Resume,
@@ -87,7 +89,8 @@ def train(
         trainer = build_trainer(fixed, method, folder, watch, resume)
         prefit(method, data, Path(fixed["output_folder"]), trainer.strategy.root_device)
         try:
-            fit(trainer, method, data, folder, resume)
+            with accelerated(method, compiled=fixed["compile"], channels_last=fixed["channels_last"]):
+                fit(trainer, method, data, folder, resume)
         except TrainingError as error:
             if watch.finding is None or fixed["on_divergence"] == "stop":
                 raise
@@ -104,6 +107,40 @@ def train(
             break
     restore_best(trainer, method)
     return trainer, method, divergence
+
+
+@contextmanager
+def accelerated(method: Method, *, compiled: bool, channels_last: bool) -> Iterator[None]:
+    """Networks as compiled kernels, and weights of convolutions with their channels innermost, inside.
+
+    Names and values of weights are the same, and so is everything after it.
+
+    Raises:
+        ConfigError: torch cannot compile here, or not for a loss that is made of derivatives.
+    """
+    networks = [module for module in method.modules() if isinstance(module, Network)] if compiled else []
+    for network in networks:
+        network.compile()
+    if channels_last:
+        method.to(memory_format=torch.channels_last)
+    try:
+        yield
+    except BackendCompilerFailed as error:
+        raise ConfigError(
+            f"fixed.compile: torch cannot compile here ({first_line(error)}); install a C++ compiler, or leave it off"
+        ) from error
+    except RuntimeError as error:
+        if not (networks and any(words in str(error) for words in ("double backward", "donated buffer"))):
+            raise
+        raise ConfigError(
+            f"fixed.compile: {type(method).__name__} trains on derivatives in the input, which compiled networks do not"
+            f" give; leave it off"
+        ) from error
+    finally:
+        for network in networks:
+            network._compiled_call_impl = None
+        if channels_last:
+            method.to(memory_format=torch.contiguous_format)
 
 
 def restart_seed(fixed: Mapping[str, Any], number: int) -> int:
