@@ -142,8 +142,8 @@ def test_every_input_is_forwarded_once(
     forwarded = []
     load = checkpoints.load
 
-    def counting(path: Path, schema: Callable[..., object]) -> checkpoints.Run:
-        loaded = load(path, schema)
+    def counting(path: Path) -> checkpoints.Run:
+        loaded = load(path)
         loaded.method.network.head.register_forward_hook(  # type: ignore[union-attr, operator]
             lambda module, args, output: forwarded.append(len(output))
         )
@@ -203,7 +203,7 @@ def test_another_data_set_can_stand_in_for_the_id_set(runs: Path, tmp_path: Path
 def test_an_unexpected_failure_is_logged_with_its_traceback_and_a_users_mistake_is_not(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def defect(path: Path, schema: object) -> checkpoints.Run:
+    def defect(path: Path) -> checkpoints.Run:
         raise KeyError("a defect of ours") if path.name == "ce" else DataError("a damaged file")
 
     monkeypatch.setattr(checkpoints, "load", defect)

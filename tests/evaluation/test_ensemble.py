@@ -56,12 +56,12 @@ def runs(small_data: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="module")
 def out(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("out")
-    report = evaluation(runs, folder, eval_scod=True, no_plots=False, config_entries=["seed", "split_seed"])
+    report = evaluation(runs, folder, eval_scod=True, config_entries=["seed", "split_seed"])
     assert report.failed == []
     return folder
 
 
-def evaluation(runs: Path, out: Path, **options: object) -> Report:
+def evaluation(runs: Path | None, out: Path, **options: object) -> Report:
     given = {"eval_classification": True, "ensemble": True, "no_plots": True, **options}
     return evaluate(Request(out, CONFIGS / "source", checkpoint_dir=runs, **given))  # type: ignore[arg-type]
 
@@ -91,8 +91,14 @@ def test_rows_are_those_of_the_deep_ensemble(out: Path) -> None:
         assert set(ours["Config"]) == {"fc_ce_baseline"}
         assert set(ours["Model"]) == {"fc_ce_baseline-gaussian2d-ensemble3"}
         assert ours["seed"].isna().all() and (ours["split_seed"] == 1).all()
-    assert (out / "figures-out" / ENSEMBLE / "hist-MI.png").is_file()
-    assert (out / "figures-out" / ENSEMBLE / "reliability.png").is_file()
+
+
+def test_it_has_figures_of_its_own(runs: Path, tmp_path: Path) -> None:
+    pair = [runs / f"fc_ce_baseline-gaussian2d-seed{seed}" for seed in (1, 2)]
+    evaluation(None, tmp_path, checkpoint=pair, no_plots=False)
+    figures = tmp_path / "figures-out" / "fc_ce_baseline-gaussian2d-seed1-ensemble2"
+    assert (figures / "hist-MI.png").is_file()
+    assert (figures / "reliability.png").is_file()
 
 
 def test_nothing_else_changes_and_no_input_is_forwarded_again(
@@ -101,8 +107,8 @@ def test_nothing_else_changes_and_no_input_is_forwarded_again(
     inputs = []
     load = checkpoints.load
 
-    def counting(path: Path, schema: Callable[..., object]) -> checkpoints.Run:
-        loaded = load(path, schema)
+    def counting(path: Path) -> checkpoints.Run:
+        loaded = load(path)
         predict = loaded.method.predict
         monkeypatch.setattr(loaded.method, "predict", lambda x: inputs.append(len(x)) or predict(x))
         return loaded

@@ -20,7 +20,6 @@ from uncertainty_est.launch import run_points
 from uncertainty_est.models.base import scoring_mode
 from uncertainty_est.models.normalizing_flow.iresnet import ImageIResNet, IResNet
 from uncertainty_est.networks.lipschitz import SpectralLayers
-from uncertainty_est.run import run
 
 
 def make(**changes: Any) -> IResNet:
@@ -158,7 +157,7 @@ def test_the_entropy_of_three_gaussians_is_nearly_reached(tmp_path: Path) -> Non
     longer = ["fixed.trainer_config.max_epochs=120", "fixed.earlystop_config=null"]
     options = ["dataset=gaussian2d", "model=fc_iresnet", *longer, f"fixed.output_folder={tmp_path}"]
     (results,) = run_points(compose_points(*quiet, *options))
-    method = load(Path(results["run_dir"]), run).method
+    method = load(Path(results["run_dir"])).method
     source = Gaussian2D(shape=[2], test_fraction=0.1, split_seed=1)
     points = source.split("train").x.double()
     shift, scale = points.mean(0).float(), points.std(0, correction=0).float()
