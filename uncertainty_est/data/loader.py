@@ -121,9 +121,9 @@ class TensorLoader:
         for number, part in enumerate(rows.tensor_split(count), 1):
             if number > given:
                 self._given = number
-                yield self._finish(self._to_device(x[part]), generator), self._to_device(y[part])
+                yield self._finish(self._take(x, part), generator), self._take(y, part)
             elif self.augment and self.transform is not None:
-                self.transform.augment(self._to_device(x[part]), generator)  # for its random numbers
+                self.transform.augment(self._take(x, part), generator)  # for its random numbers
         self._given = 0
 
     def state_dict(self) -> dict[str, int]:
@@ -162,6 +162,9 @@ class TensorLoader:
                 x, y = x.to(self.device), y.to(self.device)
             self._tensors = x, y
         return self._tensors
+
+    def _take(self, tensor: Tensor, rows: Tensor) -> Tensor:
+        return self._to_device(tensor.index_select(0, rows))  # copies whole rows, indexing by a tensor single numbers
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         if tensor.device.type == self.device.type:  # "cuda" and "cuda:0" are one device, and unequal
