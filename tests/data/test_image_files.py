@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ from uncertainty_est.data.sources import image_files
 from uncertainty_est.data.sources.image_files import ImageFiles, read_image
 from uncertainty_est.data.sources.image_folder import ImageFolder
 from uncertainty_est.data.sources.shapes import fit_images, to_nchw
-from uncertainty_est.errors import DataError
+from uncertainty_est.errors import ConfigError, DataError
 
 
 def picture(path: Path, height: int, width: int, mode: str = "RGB", seed: int = 0) -> np.ndarray:
@@ -124,7 +127,7 @@ def test_the_array_is_mapped_for_reading(tmp_path: Path) -> None:
     x = folder_of(tmp_path).split("test").x
     assert x.dtype == torch.uint8 and x.is_contiguous()
     (path,) = (tmp_path / ".decoded").glob("*.npy")
-    assert np.array_equal(np.load(path), x) and not list((tmp_path / ".decoded").glob(".*"))
+    assert np.array_equal(np.load(path), x) and not list((tmp_path / ".decoded").glob(".*.npy"))
     assert x[torch.tensor([1, 0])].add_(1).is_contiguous(), "rows are copies"
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(DataError, match=rf"{re.escape(str(path))}: is damaged \(.*\); delete it, it is made again"):
@@ -148,7 +151,7 @@ def test_a_damaged_file_is_named_and_leaves_nothing_behind(content: bytes | str 
     assert text.startswith(f"{path}: cannot be read as an image (") and "put a sound copy there" in text
     assert "\n" not in text
     decoded = tmp_path / ".decoded"
-    assert not decoded.exists() or all(np.load(file).ndim == 4 for file in decoded.iterdir())
+    assert all(np.load(file).ndim == 4 for file in decoded.glob(".*.npy")) and not list(decoded.glob(".*.npy"))
 
 
 def test_a_disk_that_is_full_is_one_sentence(tmp_path: Path) -> None:
@@ -164,7 +167,39 @@ def test_a_disk_that_is_full_is_one_sentence(tmp_path: Path) -> None:
             source.split("test")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert not list((tmp_path / ".decoded").iterdir())
+    assert not list((tmp_path / ".decoded").glob("*.npy"))
+
+
+def test_several_processes_decode_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads stand for the processes: they lock the file by handles of their own as well."""
+    source = folder_of(tmp_path)
+    files, _ = source.listing("all")
+    begun, read = threading.Barrier(2, timeout=30), []
+
+    def slow(path: Path, *rest: object) -> np.ndarray:
+        read.append(path.name)
+        time.sleep(0.01)
+        return read_image(path, *rest)  # type: ignore[arg-type]
+
+    def decode(_: int) -> torch.Tensor:
+        begun.wait()
+        return files.decode((3, 8, 8), tmp_path / "cache", "some")
+
+    monkeypatch.setattr(image_files, "read_image", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(decode, range(2))
+    assert torch.equal(first, second) and sorted(read) == sorted(name.split("/")[1] for name in files.names)
+
+
+def test_the_arrays_may_lie_elsewhere(tmp_path: Path) -> None:
+    folder_of(tmp_path)
+    x = ImageFolder(name="some", root=str(tmp_path), folders=["set"], shape=(3, 8, 8), cache=str(tmp_path / "fast"))
+    assert len(x.split("test")) == 6
+    assert list((tmp_path / "fast").glob("some-*.npy")) and not (tmp_path / ".decoded").exists()
+    (tmp_path / "file").touch()
+    wrong = ImageFolder(name="some", root=str(tmp_path), folders=["set"], shape=(3, 8, 8), cache=str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"fixed\.sources\.some\.cache: cannot write to .*; choose another folder"):
+        wrong.split("test")
 
 
 def peak_growth(work: object) -> int:

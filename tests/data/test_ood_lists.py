@@ -18,16 +18,19 @@ PUBLISHED = {
     ("cifar100", "odin"): ([], [*ODIN, "uniform_noise", "gaussian_noise"]),
     ("cifar10", "eloc"): ([], ODIN[:4]),
     ("cifar100", "eloc"): ([], ODIN[:4]),
-    ("cifar10", "energy"): ([], ["textures", "svhn", "places365", "lsun_crop", "lsun_resize", "isun"]),
-    ("cifar100", "energy"): ([], ["textures", "svhn", "places365", "lsun_crop", "lsun_resize", "isun"]),
+    ("cifar10", "energy"): ([], ["textures_all", "svhn", "places365", "lsun_crop", "lsun_resize", "isun"]),
+    ("cifar100", "energy"): ([], ["textures_all", "svhn", "places365", "lsun_crop", "lsun_resize", "isun"]),
     ("mnist", "oe_mnist"): (["fashionmnist", "notmnist", "omniglot"], ["gaussian_noise", "cifar10"]),
-    ("cifar10", "oe_cifar10"): (["cifar100"], ["gaussian_noise", "textures", "svhn", "places365", "lsun_resize"]),
-    ("cifar100", "oe_cifar100"): (["cifar10"], ["gaussian_noise", "textures", "svhn", "places365", "lsun_resize"]),
-    ("mnist", "openood_mnist"): (["notmnist", "fashionmnist"], ["textures", "cifar10", "tiny_imagenet", "places365"]),
-    ("cifar10", "openood_cifar10"): (["cifar100", "tiny_imagenet"], ["mnist", "svhn", "textures", "places365"]),
-    ("cifar100", "openood_cifar100"): (["cifar10", "tiny_imagenet"], ["mnist", "svhn", "textures", "places365"]),
-    ("imagenet", "openood_imagenet"): (["ssb_hard", "ninco"], ["inaturalist", "textures", "openimage_o"]),
-    ("imagenet200", "openood_imagenet200"): (["ssb_hard", "ninco"], ["inaturalist", "textures", "openimage_o"]),
+    ("cifar10", "oe_cifar10"): (["cifar100"], ["gaussian_noise", "textures_all", "svhn", "places365", "lsun_resize"]),
+    ("cifar100", "oe_cifar100"): (["cifar10"], ["gaussian_noise", "textures_all", "svhn", "places365", "lsun_resize"]),
+    ("mnist", "openood_mnist"): (
+        ["notmnist", "fashionmnist"],
+        ["textures_all", "cifar10", "tiny_imagenet", "places365"],
+    ),
+    ("cifar10", "openood_cifar10"): (["cifar100", "tiny_imagenet"], ["mnist", "svhn", "textures_all", "places365"]),
+    ("cifar100", "openood_cifar100"): (["cifar10", "tiny_imagenet"], ["mnist", "svhn", "textures_all", "places365"]),
+    ("imagenet", "openood_imagenet"): (["ssb_hard", "ninco"], ["inaturalist", "textures_all", "openimage_o"]),
+    ("imagenet200", "openood_imagenet200"): (["ssb_hard", "ninco"], ["inaturalist", "textures_all", "openimage_o"]),
 }
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
@@ -55,11 +56,13 @@ class ImageFiles:
         """The files at some positions, in that order."""
         return ImageFiles(self.folder, [self.names[row] for row in rows])
 
-    def decode(self, shape: Sequence[int], cache: Path, name: str, crop: float = 1.0) -> Tensor:
+    def decode(
+        self, shape: Sequence[int], cache: Path, name: str, crop: float = 1.0, key: str = "fixed.data_root"
+    ) -> Tensor:
         """All images as uint8 ``[N, C, H, W]``, mapped read-only from a ``.npy`` file in `cache`.
 
-        The file is written the first time; its name tells the names, sizes and times of the image files, their order,
-        and what is made of them, so that it is never used for anything else.
+        The file is written the first time, by one process while others wait; its name tells the names, sizes and times
+        of the image files, their order, and what is made of them, so that it is never used for anything else.
 
         Args:
             shape: ``(C, H, W)``; colour becomes grey by luminance, grey becomes colour by repetition.
@@ -67,17 +70,21 @@ class ImageFiles:
             name: of the data set, for messages and file names.
             crop: ``H x W`` is the centre of a picture that, resized with its aspect ratio (bilinear, antialiased),
                 just covers ``H / crop x W / crop``; 0.875 for the 224 pixels of 256 that are usual on ImageNet.
+            key: what `cache` is to the user, for messages.
 
         Raises:
+            ConfigError: `cache` cannot be written to.
             DataError: a file is missing or damaged, or there is no room for the array.
         """
         check_image_shape(shape, name)
         path = cache / f"{name}-{self._digest(shape, crop)}.npy"
         if not path.is_file():
-            make_folder(cache, "fixed.data_root")
-            log.info("%s: %d image files are decoded into %s, once", name, len(self), path)
-            with atomic_path(path) as temporary:
-                self._write(temporary, tuple(shape), crop)
+            make_folder(cache, key)
+            with FileLock(cache / f".{path.stem}.lock"):
+                if not path.is_file():
+                    log.info("%s: %d image files are decoded into %s, once", name, len(self), path)
+                    with atomic_path(path) as temporary:
+                        self._write(temporary, tuple(shape), crop)
         return _mapped(path)
 
     def _digest(self, shape: Sequence[int], crop: float) -> str:
@@ -103,7 +110,7 @@ class ImageFiles:
         except OSError as error:
             raise DataError(
                 f"{path.parent}: {len(self)} decoded images of shape {shape} cannot be written ({error.strerror});"
-                " free some room or choose another fixed.data_root"
+                " free some room or choose another folder"
             ) from error
 
 
@@ -157,15 +164,16 @@ def _mapped(path: Path) -> Tensor:
 class FileImages(PartitionedSource):
     """Images in files of their own, of which only those of the split asked for are decoded.
 
-    A split is decoded once, into ``<root>/.decoded/<name>-<digest>.npy``, and mapped from there: later runs decode
-    nothing, and memory does not grow with the number of images. The folder can be deleted at any time.
+    A split is decoded once, into ``<cache>/<name>-<digest>.npy``, and mapped from there: later runs decode nothing, and
+    memory does not grow with the number of images. The folder can be deleted at any time.
 
     A subclass says which parts there are (`official_test`, `official_val`) and gives :meth:`listing`.
 
     Args:
         name: what messages call the set.
-        root: folder of the data sets; below it lie the decoded arrays.
+        root: folder of the data sets.
         shape: ``(C, H, W)``.
+        cache: folder of the decoded arrays; ``None`` for ``<root>/.decoded``.
         crop: see :meth:`ImageFiles.decode`.
 
     Raises:
@@ -175,6 +183,7 @@ class FileImages(PartitionedSource):
     name: str
     root: str
     crop: float = 1.0
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -199,4 +208,5 @@ class FileImages(PartitionedSource):
 
     def items_of(self, part: Part, rows: Tensor) -> Tensor:
         files = self.listing(part)[0].take(rows.tolist())
-        return files.decode(self.shape, Path(self.root) / DECODED_FOLDER, self.name, self.crop)
+        cache = Path(self.root) / DECODED_FOLDER if self.cache is None else Path(self.cache)
+        return files.decode(self.shape, cache, self.name, self.crop, f"fixed.sources.{self.name}.cache")
