@@ -158,6 +158,8 @@ def test_wrong_names_and_folders(run: Run, tmp_path: Path) -> None:
     for words, message in [
         (["svnh"], "there is no data set 'svnh'; did you mean 'svhn'?"),
         (["folder"], "'folder' stands for your own data; look into them with --path"),
+        (["--download"], "--download: name the data sets"),
+        (["--ignore", "id"], "--target and --ignore: say of which table, by --path"),
     ]:
         with pytest.raises(ConfigError, match=message):
             run(*words)

@@ -49,6 +49,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check; returns the exit code."""
     options = parser().parse_args(arguments)
+    if options.download and not options.names:
+        raise ConfigError("--download: name the data sets; all of them would be gigabytes")
+    if options.path is None and (options.target or options.ignore):
+        raise ConfigError("--target and --ignore: say of which table, by --path")
     log_to_console()
     if options.write_docs is not None:
         return write_docs(options.write_docs)
