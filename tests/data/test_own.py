@@ -112,6 +112,15 @@ def test_truth_values_are_numbers(suffix: str, tmp_path: Path) -> None:
     assert x.tolist() == [[1, 1], [0, 2], [1, 3]]
 
 
+def test_what_spreadsheets_write(tmp_path: Path) -> None:
+    """A mark at the beginning, line ends of two characters, blanks after commas, quotes, an empty last line."""
+    path = tmp_path / "t.csv"
+    path.write_bytes('\ufeffa, "b, c",Label\r\n1, 2, x\r\n3,4,"y, z"\r\n\r\n'.encode())
+    source = table(path, 2)
+    assert source.load("all")[0].tolist() == [[1, 2], [3, 4]]
+    assert (source.columns, source.classes_by_number) == (["a", "b, c"], ["x", "y, z"])
+
+
 def test_files_for_the_parts_in_any_order_of_columns(tmp_path: Path) -> None:
     frame = iris()
     write(tmp_path / "mine/train.csv", frame[:120])
