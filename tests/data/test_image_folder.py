@@ -125,7 +125,7 @@ def test_lists_win_over_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no train part there .there are: val, test"):
         source.split("train")
     (tmp_path / "lists" / "val.txt").write_text("some/of a class/5.png\n")
-    with pytest.raises(DataError, match=r"val.txt: line 1 is not '<path> <label>'"):
+    with pytest.raises(DataError, match=r"val.txt: has the line 'some.*5.png', which is not '<path> <label>'; get"):
         folder(tmp_path, lists=lists, list_folder="images").split("val")
     for file in (tmp_path / "lists").iterdir():
         file.unlink()

@@ -15,6 +15,7 @@ from torch import Tensor
 from uncertainty_est.data.source import Part
 from uncertainty_est.data.sources.image_files import FileImages, ImageFiles
 from uncertainty_est.data.sources.shapes import check_image_shape
+from uncertainty_est.data.sources.table_files import TableFile
 from uncertainty_est.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class ImageFolder(FileImages):
             DataError: a list that cannot be read.
         """
         if place.is_file():
-            pairs = list(_read_list(place))
+            pairs = list(_read_list(TableFile(place, self.page or "where it came from")))
             return ImageFiles(Path(self.root) / self.list_folder, [name for name, _ in pairs]), [y for _, y in pairs]
         names = self._left(walk(place))
         label = {name: number for number, name in enumerate(self.class_names)}
@@ -166,9 +167,9 @@ def _inner(folder: Path, parts: Collection[str] = ()) -> Path:
     return folder
 
 
-def _read_list(path: Path) -> Iterator[tuple[str, int]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        name, _, label = line.strip().rpartition(" ")
+def _read_list(file: TableFile) -> Iterator[tuple[str, int]]:
+    for line in file.lines():
+        name, _, label = line.rpartition(" ")
         if not name or not label.removeprefix("-").isdecimal():
-            raise DataError(f"{path}: line {number} is not '<path> <label>'; get the list again")
+            raise file.error(f"has the line '{line}', which is not '<path> <label>'")
         yield name, int(label)

@@ -10,7 +10,7 @@ from pathlib import Path
 from uncertainty_est.data.source import Part
 from uncertainty_est.data.sources.image_files import ImageFiles
 from uncertainty_est.data.sources.image_folder import ImageFolder
-from uncertainty_est.errors import DataError
+from uncertainty_est.data.sources.table_files import TableFile
 
 _TABLE = "val_annotations.txt"
 
@@ -33,15 +33,15 @@ class TinyImageNet(ImageFolder):
         return sorted(path.name for path in self._places["train"].iterdir() if path.is_dir())
 
     def list_part(self, part: Part, place: Path) -> tuple[ImageFiles, list[int]]:
-        table = place.parent / _TABLE  # `place` is the one folder that lies beside the table
-        if part == "train" or not table.is_file():
+        table = TableFile(place.parent / _TABLE, self.page)  # `place` is the one folder that lies beside the table
+        if part == "train" or not table.path.is_file():
             return super().list_part(part, place)
         label = {name: number for number, name in enumerate(self.class_names)}
         files, labels = [], []
-        for number, line in enumerate(table.read_text().splitlines(), 1):
+        for line in table.lines():
             name, name_of_class = (*line.split("\t"), "")[:2]
             if name_of_class not in label:
-                raise DataError(f"{table}: line {number} names no class of the training images; get the table again")
+                raise table.error(f"has the line '{line}', which names no class of the training images")
             files.append(name)
             labels.append(label[name_of_class])
         return ImageFiles(place, files), labels
