@@ -9,6 +9,8 @@ from torch import Tensor
 TOLERANCE = 1e-6
 _MARGIN = 4
 _DRAWS = 16
+# Of a feature's standard deviation, what at least is not explained by the features before it: below, terms cancel.
+_MIN_UNEXPLAINED = 1 / 32
 
 
 class Whitening:
@@ -25,6 +27,10 @@ class Whitening:
     """
 
     def __init__(self, mean: Tensor, scale_tril: Tensor) -> None:
+        unexplained = scale_tril.diagonal(dim1=-2, dim2=-1) / scale_tril.norm(dim=-1)
+        self.is_exact = bool((unexplained >= _MIN_UNEXPLAINED).all())
+        if not self.is_exact:
+            return
         identity = torch.eye(mean.shape[1], dtype=mean.dtype, device=mean.device)
         inverse = torch.linalg.solve_triangular(scale_tril, identity.expand_as(scale_tril), upper=False)
         self.factors = inverse.float()
