@@ -100,6 +100,21 @@ def test_a_finished_run_is_not_run_again(small_data: Data, tmp_path: Path) -> No
     assert other["run_dir"] != first["run_dir"], "other settings are another run"
 
 
+def test_two_processes_do_not_go_on_with_one_run(small_data: Data, tmp_path: Path, lose: Callable[[int], None]) -> None:
+    fixed = point("fc_ce_baseline", small_data, tmp_path, *FEW, "fixed.resume=auto", "fixed.checkpoint_minutes=3")
+    lose(6)
+    with pytest.raises(LostError):
+        run(**fixed)
+    (folder,) = (path for path in tmp_path.iterdir() if not path.name.startswith("."))
+    with (
+        resume.sole_process(folder),
+        pytest.raises(ConfigError, match=r"fixed\.resume: another process is at work on .*; wait for it, or end it"),
+    ):
+        run(**fixed)
+    lose(-1)
+    assert run(**fixed)["run_dir"] == str(folder), "what was interrupted holds nothing any more"
+
+
 def test_early_stopping_stays_stopped_and_max_steps_are_no_trap(
     small_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,8 @@ import signal
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,6 +20,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from torch import distributed
@@ -87,6 +89,26 @@ def begun_run(parent: Path, name: str, fixed: Mapping[str, Any]) -> Path | None:
         if _settings(theirs) == ours:
             found.append(folder)
     return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
+
+
+@contextmanager
+def sole_process(run_dir: Path) -> Iterator[None]:
+    """Hold a run's folder. The system lets go of it when the process ends, however it does.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    lock = FileLock(run_dir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError(
+            f"fixed.resume: another process is at work on {run_dir}; wait for it, or end it, and start again"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _settings(fixed: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,19 @@ import pytorch_lightning as pl
 
 from uncertainty_est import checkpoints
 from uncertainty_est.building import build_data, build_method
+from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.evaluation.scoring import score_run
 from uncertainty_est.evaluation.tables import results_of
 from uncertainty_est.files import make_folder, make_new_folder, write_json, write_text
+from uncertainty_est.models.base import Method
 from uncertainty_est.resume import (
     Resumption,
     begun_run,
     job_key,
     job_rank,
     remove_checkpoints,
+    sole_process,
 )
 from uncertainty_est.run_folder import RESULTS_FILE
 from uncertainty_est.settings import check_settings
@@ -119,7 +123,7 @@ def run(
         and which weights were ``kept``.
 
     Raises:
-        ConfigError: a key, name or combination that cannot be run.
+        ConfigError: a key, name or combination that cannot be run, or another process at work on a run to `resume`.
         DataError: a data set that cannot be used.
         TrainingError: the loss diverged.
         Preempted: the process was told to end, and has made a checkpoint to resume from.
@@ -141,8 +145,7 @@ def run_point(fixed: dict[str, Any], asked_to_leave: Callable[[], bool] | None =
         if begun is not None and (begun / RESULTS_FILE).is_file():
             log.info("finished before: %s", begun)
             return json.loads((begun / RESULTS_FILE).read_text())
-    seed = fixed["seed"]
-    pl.seed_everything(seed, workers=True, verbose=False)
+    pl.seed_everything(fixed["seed"], workers=True, verbose=False)
 
     data = build_data(fixed)
     method = build_method(fixed)
@@ -151,9 +154,18 @@ def run_point(fixed: dict[str, Any], asked_to_leave: Callable[[], bool] | None =
     data.setup("fit")
 
     run_dir = shared_run_dir(fixed, begun)
+    resumption = Resumption.of(fixed, asked_to_leave)
+    with sole_process(run_dir) if fixed["resume"] and is_first_process() else nullcontext():
+        return _train_and_score(fixed, method, data, run_dir, resumption)
+
+
+def _train_and_score(
+    fixed: Mapping[str, Any], method: Method, data: OODDataModule, run_dir: Path, resumption: Resumption | None
+) -> dict[str, Any]:
+    """What :func:`run_point` does in the folder of its own."""
     checkpoints.save_config(run_dir, fixed)
     checkpoints.save_splits(run_dir, data.split_indices())
-    trainer, method, divergence = train(fixed, method, data, run_dir, Resumption.of(fixed, asked_to_leave))
+    trainer, method, divergence = train(fixed, method, data, run_dir, resumption)
     fit_posthoc(trainer, method, data)
 
     results: dict[str, Any] = {}
@@ -161,7 +173,8 @@ def run_point(fixed: dict[str, Any], asked_to_leave: Callable[[], bool] | None =
         checkpoints.save_weights(run_dir, method)
         device = trainer.strategy.root_device
         scored = score_run(method, data, fixed["test_ood_datasets"], device=device)
-        results = {"run_dir": str(run_dir)} | divergence | results_of(scored, fixed["ood_groups"] or {}, seed=seed)
+        groups, seed = fixed["ood_groups"] or {}, fixed["seed"]
+        results = {"run_dir": str(run_dir)} | divergence | results_of(scored, groups, seed=seed)
         write_json(run_dir / RESULTS_FILE, results)
         remove_checkpoints(run_dir)
         log.info("run folder: %s", run_dir)
@@ -175,6 +188,11 @@ def run_point(fixed: dict[str, Any], asked_to_leave: Callable[[], bool] | None =
 def run_name(fixed: Mapping[str, Any]) -> str:
     """``<model>-<dataset>-seed<seed>``, the name of the run's folder."""
     return f"{fixed['model']}-{fixed['dataset']}-seed{fixed['seed']}"
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of a run that makes its folder."""
+    return not (job_rank() if job_key() is not None else int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def shared_run_dir(fixed: Mapping[str, Any], begun: Path | None = None) -> Path:
