@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision import models
 
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.networks.base import Network
@@ -17,6 +18,7 @@ from uncertainty_est.networks.densenet import DenseNetBC
 from uncertainty_est.networks.fc import FC
 from uncertainty_est.networks.layers import ACTIVATIONS, PooledShortcut, make_activation, strided
 from uncertainty_est.networks.lenet import LeNet
+from uncertainty_est.networks.lipschitz import SpectralConv2d, SpectralLayers
 from uncertainty_est.networks.resnet import ResNet
 from uncertainty_est.networks.vgg import VGG16
 from uncertainty_est.networks.wide_resnet import WideResNet
@@ -45,6 +47,8 @@ def count(network: nn.Module) -> int:
         (lambda: ResNet(CIFAR, 10, 18), 11_173_962, 512),
         (lambda: ResNet(CIFAR, 10, 34), 21_282_122, 512),
         (lambda: ResNet(CIFAR, 10, 50), 23_520_842, 2048),
+        (lambda: ResNet([3, 224, 224], 1000, 18), 11_689_512, 512),  # as published, like the next
+        (lambda: ResNet([3, 224, 224], 1000, 50), 25_557_032, 2048),
         (lambda: VGG16(CIFAR, 10), 14_728_266, 512),
         (lambda: VGG16(CIFAR, 10, width=8), 232_274, 64),
         (lambda: DenseNetBC(CIFAR, 10), 769_162, 342),
@@ -217,6 +221,48 @@ def test_lenet_features_are_rectified() -> None:
     assert (LeNet([1, 12, 12], 10, mod=True).features(x) < 0).any()
 
 
+@pytest.mark.parametrize("depth", [18, 50])
+def test_large_residual_networks_are_torchvisions(depth: int) -> None:
+    """Its weights, which come in the same order, give the same logits."""
+    theirs = getattr(models, f"resnet{depth}")(num_classes=7)
+    ours = ResNet([3, 96, 64], 7, depth, stem="large")
+    x = torch.randn(2, 3, 96, 64)
+    theirs.train()(x)  # so that statistics differ from channel to channel
+    ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "stem", "is_large"),
+    [
+        ((128, 128), "auto", True),
+        ((127, 300), "auto", False),
+        ((224, 224), "small", False),
+        ((32, 32), "large", True),
+    ],
+)
+def test_the_stem_for_large_images_begins_at_128_pixels(size: tuple[int, int], stem: str, is_large: bool) -> None:
+    with torch.device("meta"):
+        network = ResNet([3, *size], 10, stem=stem)
+    assert any(isinstance(module, nn.MaxPool2d) for module in network.modules()) == is_large
+
+
+def test_a_large_stem_is_made_of_the_layers_given() -> None:
+    network = ResNet([1, 33, 40], 3, stem="large", mod=True, layers=SpectralLayers(coeff=1.0)).eval()
+    first: Any = network.stem[0]
+    assert isinstance(first, SpectralConv2d) and first.kernel_size == (7, 7)
+    with torch.no_grad():
+        assert [f.shape[1] for f in network.stage_features(torch.randn(2, 1, 33, 40))] == [64, 128, 256, 512]
+
+
+def test_a_large_stem_needs_32_pixels() -> None:
+    with pytest.raises(ConfigError, match="network resnet with stem=large needs images of at least 32x32, got"):
+        ResNet([3, 32, 31], 10, stem="large")
+    with pytest.raises(ValueError, match="stem must be 'auto', 'small' or 'large', got 'big'"):
+        ResNet(CIFAR, 10, stem="big")
+
+
 def test_a_wide_block_adds_to_its_raw_input_and_without_norms_to_its_activated_input() -> None:
     h = torch.randn(2, 16, 8, 8)
     for norm, expected in (("batch", h), ("none", h.relu())):
@@ -227,9 +273,13 @@ def test_a_wide_block_adds_to_its_raw_input_and_without_norms_to_its_activated_i
         torch.testing.assert_close(block(h), expected)
 
 
-def test_wide_network_without_norms_couples_no_samples() -> None:
-    network = WideResNet([1, 8, 8], 10, 10, 2, norm="none", activation="leaky_relu", negative_slope=0.2).train()
+@pytest.mark.parametrize(
+    "make", [lambda **k: WideResNet([1, 8, 8], 10, 10, 2, **k), lambda **k: ResNet([1, 8, 8], 10, **k)]
+)
+def test_residual_networks_without_norms_couple_no_samples(make: Callable[..., Network]) -> None:
+    network = make(norm="none", activation="leaky_relu", negative_slope=0.2).train()
     assert not list(network.buffers())
+    assert {m.negative_slope for m in network.modules() if isinstance(m, nn.LeakyReLU)} == {0.2}
     assert all(m.bias is not None and (m.bias == 0).all() for m in network.modules() if isinstance(m, nn.Conv2d))
     x = torch.randn(4, 1, 8, 8)
     torch.testing.assert_close(network(x)[:1], network(x[:1]), rtol=1e-4, atol=1e-5)
@@ -324,3 +374,5 @@ def test_a_vgg_without_width_is_refused() -> None:
 def test_an_unknown_norm_is_refused() -> None:
     with pytest.raises(ValueError, match="norm must be 'batch' or 'none', got 'layer'"):
         WideResNet(CIFAR, 10, norm="layer")
+    with pytest.raises(ValueError, match="norm must be 'batch' or 'none', got 'layer'"):
+        ResNet(CIFAR, 10, norm="layer")

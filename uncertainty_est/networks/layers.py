@@ -78,6 +78,13 @@ def kaiming_fan_out(conv: nn.Conv2d) -> None:
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
 
 
+def xavier_relu(conv: nn.Conv2d) -> None:
+    r"""Draw the weight of a convolution from Xavier's uniform distribution of gain :math:`\sqrt 2`; biases are 0."""
+    nn.init.xavier_uniform_(conv.weight, gain=2**0.5)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+
+
 def strided(size: tuple[int, int], stride: int) -> tuple[int, int]:
     """`size` over `stride`, rounded up: what a convolution gives that would keep the size at stride 1."""
     return -(-size[0] // stride), -(-size[1] // stride)

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from uncertainty_est.networks.base import Network, image_shape
-from uncertainty_est.networks.layers import Layers, PooledShortcut, kaiming_fan_out, make_activation, strided
+from uncertainty_est.networks.layers import (
+    Layers,
+    PooledShortcut,
+    kaiming_fan_out,
+    make_activation,
+    strided,
+    xavier_relu,
+)
 
 
 class WideResNet(Network):
@@ -110,7 +117,7 @@ class _Parts:
             padding=kernel_size // 2,
             bias=not self.batch_norm,
             input_size=size,
-            init=kaiming_fan_out if self.batch_norm else _xavier,
+            init=kaiming_fan_out if self.batch_norm else xavier_relu,
         )
 
     def norm(self, channels: int) -> nn.Module:
@@ -146,9 +153,3 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.enter(x)
         return self.shortcut(x if self.skip_raw else h) + self.body(h)
-
-
-def _xavier(conv: nn.Conv2d) -> None:
-    nn.init.xavier_uniform_(conv.weight, gain=2**0.5)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
