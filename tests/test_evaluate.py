@@ -200,6 +200,25 @@ def test_another_data_set_can_stand_in_for_the_id_set(runs: Path, tmp_path: Path
     assert set(report.ood["OOD dataset"]) == {"gaussian_noise"}
 
 
+def test_a_runs_own_set_may_be_named(runs: Path, tmp_path: Path) -> None:
+    plain, named = (
+        evaluate(request(runs / "ce", tmp_path, ood_dataset=["between"], no_plots=True, **asked))
+        for asked in ({}, {"dataset": "gaussian2d"})
+    )
+    assert named.failed == []
+    pd.testing.assert_frame_equal(named.ood, plain.ood)
+
+
+@pytest.mark.parametrize("asked", [{}, {"dataset": "gaussian2d"}, {"dataset": "gaussian_noise"}])
+def test_a_set_is_not_in_and_out_of_distribution(asked: dict[str, str], runs: Path, tmp_path: Path) -> None:
+    name = asked.get("dataset", "gaussian2d")
+    report = evaluate(request(runs / "ce", tmp_path, ood_dataset=[name, "between"], no_plots=True, **asked))
+    (failed,) = report.failed
+    assert failed["Error"] == (
+        f"ConfigError: --ood-dataset: '{name}' is scored as the in-distribution set; name other OOD sets"
+    )
+
+
 def test_an_unexpected_failure_is_logged_with_its_traceback_and_a_users_mistake_is_not(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from uncertainty_est import checkpoints
 from uncertainty_est.data.module import OODDataModule
-from uncertainty_est.errors import USER_ERRORS, DataError
+from uncertainty_est.errors import USER_ERRORS, ConfigError, DataError
 from uncertainty_est.evaluation import plots
 from uncertainty_est.evaluation.adversarial import Arena, AttackOptions
 from uncertainty_est.evaluation.aggregate import RunTables, aggregate
@@ -234,7 +234,7 @@ def score(run: checkpoints.Run, data: OODDataModule, options: Options) -> Scored
         run.method,
         data,
         _ood_names(run.fixed, options),
-        id_name=options.id_dataset,
+        id_name=_stand_in(run.fixed, options),
         device=options.device,
         max_batches=options.max_batches,
         reading=reading,
@@ -293,9 +293,21 @@ def _ood_names(fixed: Mapping[str, Any], options: Options) -> list[str]:
     return list(options.ood_datasets) or list(fixed["test_ood_datasets"])
 
 
+def _stand_in(fixed: Mapping[str, Any], options: Options) -> str | None:
+    """The data set to score in place of a run's own ID test set, if it is another one.
+
+    Raises:
+        ConfigError: it is one of the OOD sets, too.
+    """
+    name = options.id_dataset or fixed["dataset"]
+    if name in _ood_names(fixed, options):
+        raise ConfigError(f"--ood-dataset: '{name}' is scored as the in-distribution set; name other OOD sets")
+    return None if name == fixed["dataset"] else name
+
+
 def _asked_for(fixed: Mapping[str, Any], options: Options) -> dict[str, Any]:
     """A run's configuration with the data sets and the batch size that were asked for."""
-    others = [options.id_dataset, options.attack.seeds if options.attack else None]
+    others = [_stand_in(fixed, options), options.attack.seeds if options.attack else None]
     names = [*_ood_names(fixed, options), *(name for name in others if name)]
     return {
         **fixed,
