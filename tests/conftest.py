@@ -118,7 +118,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         model = item.callspec.params.get("model") if hasattr(item, "callspec") else None
         if model is None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
-        elif "trained" in item.fixturenames:
+        elif "thoroughly" in item.fixturenames:  # which `trained` asks for, too
             item.add_marker(pytest.mark.xdist_group(str(model)))
 
 
@@ -162,13 +162,10 @@ class Trained:
 
 
 @pytest.fixture(scope="session")
-def trained(small_data: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained]:
-    """Trains a model configuration the first time it is asked for, and hands out the same run afterwards.
+def thoroughly(small_data: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trained]:
+    """Trains a model configuration, with more overrides if given; the same training is done once."""
 
-    Most learn in few epochs that :data:`LEAST_AUROC` asks for; the others are trained anew, for longer.
-    """
-    runs: dict[str, Trained] = {}
-
+    @functools.cache
     def train(model: str, *more: str) -> Trained:
         kind = model.split("_")[0]
         (fixed,) = compose_points(*quick_overrides(model, small_data(kind), tmp_path_factory.mktemp(model)), *more)
@@ -176,11 +173,18 @@ def trained(small_data: Callable[[str], Path], tmp_path_factory: pytest.TempPath
         results = run(**fixed)
         return Trained(model, fixed, results, checkpoints.load(Path(results["run_dir"])))
 
+    return train
+
+
+@pytest.fixture(scope="session")
+def trained(thoroughly: Callable[..., Trained]) -> Callable[[str], Trained]:
+    """Trains a model configuration the first time it is asked for, and hands out the same run afterwards.
+
+    Most learn in few epochs what :data:`LEAST_AUROC` asks for; the others are trained thoroughly.
+    """
+
     def get(model: str) -> Trained:
-        if model not in runs:
-            runs[model] = train(model, f"fixed.trainer_config.max_epochs={SHORT[model.split('_')[0]]}")
-            if runs[model].headline_auroc <= LEAST_AUROC:
-                runs[model] = train(model)
-        return runs[model]
+        quick = thoroughly(model, f"fixed.trainer_config.max_epochs={SHORT[model.split('_')[0]]}")
+        return quick if quick.headline_auroc > LEAST_AUROC else thoroughly(model)
 
     return get

@@ -30,8 +30,8 @@ def aurocs(trained: Trained, ood: str = "anomalous_gaussian2d") -> dict[str, flo
 
 
 @pytest.mark.parametrize("model", ["fc_mcmc_supervised", "fc_mcmc_supervised_lipschitz"])
-def test_jem_classifies_and_knows_the_ring(model: str, trained: Get) -> None:
-    run_ = trained(model)
+def test_jem_classifies_and_knows_the_ring(model: str, thoroughly: Get) -> None:
+    run_ = thoroughly(model)
     scores = aurocs(run_)
     assert run_.results["classification"]["Accuracy"] >= 99
     assert scores["p(x)"] >= 99
@@ -40,17 +40,17 @@ def test_jem_classifies_and_knows_the_ring(model: str, trained: Get) -> None:
 
 
 @pytest.mark.parametrize("model", ["fc_mcmc", "fc_discrete_mcmc"])
-def test_densities_without_classes_know_the_ring(model: str, trained: Get) -> None:
-    run_ = trained(model)
+def test_densities_without_classes_know_the_ring(model: str, thoroughly: Get) -> None:
+    run_ = thoroughly(model)
     assert aurocs(run_)["p(x)"] >= 99
     assert run_.results["ood"]["between"]["p(x)"]["AUROC"] >= 95
     assert run_.results["classification"] == {}
 
 
 @pytest.mark.parametrize("model", ["fc_mcmc_priornet"])  # a parameter, so that processes share trained models
-def test_an_energy_prior_network_has_little_evidence_outside(model: str, trained: Get) -> None:
+def test_an_energy_prior_network_has_little_evidence_outside(model: str, thoroughly: Get) -> None:
     """All Dirichlet scores know the ring, which a Prior Network needs outliers for."""
-    run_ = trained(model)
+    run_ = thoroughly(model)
     scores = aurocs(run_)
     assert run_.results["classification"]["Accuracy"] >= 99
     assert min(scores[name] for name in ("p(x)", "MI", "log alpha0", "max p(y|x)")) >= 99
@@ -58,7 +58,7 @@ def test_an_energy_prior_network_has_little_evidence_outside(model: str, trained
 
 
 @pytest.mark.parametrize("model", ["fc_mcmc_entropy"])
-def test_the_entropy_is_large_outside_where_chains_have_been(model: str, trained: Get) -> None:
-    run_ = trained(model)
+def test_the_entropy_is_large_outside_where_chains_have_been(model: str, thoroughly: Get) -> None:
+    run_ = thoroughly(model)
     assert run_.results["classification"]["Accuracy"] >= 99
     assert aurocs(run_)["Entropy"] >= 99
