@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-import yaml
 from filelock import FileLock, Timeout
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.environments import SLURMEnvironment
@@ -32,14 +31,13 @@ from uncertainty_est.errors import ConfigError, DataError, Preempted
 from uncertainty_est.files import atomic_path, write_atomically
 from uncertainty_est.models.base import Method
 from uncertainty_est.run_folder import CONFIG_FILE, read_config
+from uncertainty_est.same_run import settings_of
 
 log = logging.getLogger(__name__)
 
 FOLDER = "resume"
 MINUTES = 10.0
 
-# Runs that differ in these only are one run.
-_FREE = ("resume", "checkpoint_minutes", "output_folder")
 # What schedulers send before they take a node away: a warning ahead of the time limit, and the end of a grace period.
 _SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 # Under DDP, steps between two rounds in which processes ask each other.
@@ -76,17 +74,17 @@ def begun_run(parent: Path, name: str, fixed: Mapping[str, Any]) -> Path | None:
         name: of the run's folder, from which those of further runs differ by a number.
         fixed: resolved.
     """
-    ours = _settings(yaml.safe_load(yaml.safe_dump(dict(fixed))))
+    ours = settings_of(fixed)
     found = []
     for folder in (parent / name, *parent.glob(f"{name}-*")):
         if not (folder / CONFIG_FILE).is_file():
             continue
         try:
-            theirs = read_config(folder)
-        except DataError as error:
-            log.warning("not resumed: %s", error)
+            theirs = settings_of(read_config(folder))
+        except (ConfigError, DataError) as error:
+            log.warning("%s is not resumed: %s", folder, error)
             continue
-        if _settings(theirs) == ours:
+        if theirs == ours:
             found.append(folder)
     return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
 
@@ -109,11 +107,6 @@ def sole_process(run_dir: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _settings(fixed: Mapping[str, Any]) -> dict[str, Any]:
-    trainer = {k: v for k, v in (fixed.get("trainer_config") or {}).items() if k != "enable_progress_bar"}
-    return {k: v for k, v in fixed.items() if k not in _FREE} | {"trainer_config": trainer}
 
 
 def last_checkpoint(folder: Path) -> Path | None:
