@@ -55,6 +55,7 @@ def out(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             eval_ood_calibration=True,
             config_entries=entries,
             ood_dataset=["anomalous_gaussian2d", "between"],
+            no_plots=True,
         )
     )
     assert report.failed == []
@@ -121,8 +122,10 @@ def test_aggregates_are_over_runs_that_differ_only_in_seed(out: Path) -> None:
     assert by_model["fc_ce_baseline"]["standard_error"]["Accuracy"] is None
 
 
-def test_figures_and_raw_scores_are_written(out: Path) -> None:
-    folder = out / "figures-out" / "ddu__one"
+def test_figures_and_raw_scores_are_written(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "ddu" / "one", tmp_path / "runs" / "ddu" / "one")
+    evaluate(request(tmp_path / "runs", tmp_path))
+    folder = tmp_path / "figures-out" / "ddu__one"
     names = {path.name for path in folder.iterdir()}
     assert {
         "hist-gmm_log_density.png",
@@ -131,7 +134,7 @@ def test_figures_and_raw_scores_are_written(out: Path) -> None:
         "reliability.png",
     } <= names
     assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in names)
-    with np.load(out / "scores-out" / "ddu__one.npz") as scores:
+    with np.load(tmp_path / "scores-out" / "ddu__one.npz") as scores:
         assert {"id/labels", "id/probs", "id/score:gmm_log_density", "between/score:p(x)"} <= set(scores.files)
 
 

@@ -141,9 +141,10 @@ def test_a_latent_vector_of_nothing_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_digits_are_restored_better_than_by_principal_components(trained: Callable[[str], Trained]) -> None:
+@pytest.mark.parametrize("model", ["img_autoencoder"])  # a parameter, so that processes share trained models
+def test_digits_are_restored_better_than_by_principal_components(model: str, trained: Callable[[str], Trained]) -> None:
     """The bar: as many principal components as latent numbers, the best that a linear map can do in squared error."""
-    run = trained("img_autoencoder")
+    run = trained(model)
     method, data = run.run.method, build_data(run.fixed)
     assert isinstance(method, Autoencoder)
     data.setup("fit")

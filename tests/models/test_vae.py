@@ -248,8 +248,9 @@ def test_values_that_make_no_sense_are_refused() -> None:
 
 
 @pytest.mark.slow
-def test_its_own_digits_look_more_like_digits_than_noise_does(trained: Callable[[str], Trained]) -> None:
-    run = trained("img_vae")
+@pytest.mark.parametrize("model", ["img_vae"])  # a parameter, so that processes share trained models
+def test_its_own_digits_look_more_like_digits_than_noise_does(model: str, trained: Callable[[str], Trained]) -> None:
+    run = trained(model)
     method, data = run.run.method, build_data(run.fixed)
     assert isinstance(method, VAE)
     data.setup("test")
