@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from uncertainty_est import checkpoints
-from uncertainty_est.config import as_names, build
+from uncertainty_est.config import build
 from uncertainty_est.data.module import OODDataModule
+from uncertainty_est.data_names import as_names
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.models.base import Method
 from uncertainty_est.run_folder import run_folder

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from uncertainty_est import checkpoints
 from uncertainty_est.building import build_data
-from uncertainty_est.config import EMBEDDED_SUFFIX
 from uncertainty_est.data.loader import TensorLoader
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.data.source import SPLIT_NAMES, SplitName
+from uncertainty_est.data_names import EMBEDDED_SUFFIX
 from uncertainty_est.errors import ConfigError, DataError
 from uncertainty_est.evaluate import device_of, with_sources
 from uncertainty_est.evaluation.report import check_splits

@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 
 from uncertainty_est import checkpoints
 from uncertainty_est.building import build_data
-from uncertainty_est.config import as_dict, inline_sources
+from uncertainty_est.config import as_dict
 from uncertainty_est.data.module import OODDataModule
+from uncertainty_est.data_names import inline_sources
 from uncertainty_est.errors import ConfigError
 from uncertainty_est.evaluation.adversarial import AttackOptions
 from uncertainty_est.evaluation.certify import CertifyOptions

@@ -12,14 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from uncertainty_est.cluster.grid import check_keys, expand
-from uncertainty_est.config import (
-    as_dict,
-    as_names,
-    describe,
-    grid_dataset_names,
-    inline_sources,
-    walk_targets,
-)
+from uncertainty_est.config import as_dict, describe, walk_targets
+from uncertainty_est.data_names import as_names, grid_dataset_names, inline_sources
 from uncertainty_est.errors import USER_ERRORS, ConfigError
 from uncertainty_est.run_folder import CONFIG_FILE, read_config, run_folder
 from uncertainty_est.settings import check_settings

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from uncertainty_est.config import as_names, validate
+from uncertainty_est.config import validate
+from uncertainty_est.data_names import as_names
 from uncertainty_est.errors import ConfigError
 
 ON_DIVERGENCE = ("stop", "restart", "keep")

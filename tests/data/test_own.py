@@ -22,11 +22,11 @@ import evaluate as evaluate_script
 from tests.conftest import ROOT, compose_points, dataset_names
 from tests.data.layouts import write_pack
 from uncertainty_est.building import build_data, build_method
-from uncertainty_est.config import find_source
 from uncertainty_est.data import check
 from uncertainty_est.data.own import describe
 from uncertainty_est.data.source import SPLIT_NAMES
 from uncertainty_est.data.sources.own_table import OwnTable
+from uncertainty_est.data_names import find_source
 from uncertainty_est.errors import ConfigError, DataError
 from uncertainty_est.launch import run_points
 from uncertainty_est.own_data import kind_of

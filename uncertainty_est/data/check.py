@@ -125,7 +125,8 @@ def download(card: Card, root: Path, md5: bool, found: Presence) -> Presence:
     # Here and not above: looking alone should not wait for torch.
     from omegaconf import OmegaConf
 
-    from uncertainty_est.config import as_dict, build, find_source
+    from uncertainty_est.config import as_dict, build
+    from uncertainty_est.data_names import find_source
 
     fixed = {"data_root": str(make_folder(root, "--data-root")), "data_shape": [3, 32, 32], "split_seed": 1}
     whole = OmegaConf.create({"fixed": fixed, "node": find_source(card.name, SOURCES, root)})
