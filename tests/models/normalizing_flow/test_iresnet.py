@@ -68,9 +68,9 @@ def test_series_and_jacobian_agree_in_evaluation() -> None:
     train(method, x, y, 30)
     exact = method.predict(x).scores["p(x)"]
     # Probes of evaluation are drawn at construction.
-    series = make(eval_log_det="series", series=Series(n_eval_terms=60, n_eval_probes=1000))
+    series = make(eval_log_det="series", series=Series(n_eval_terms=40, n_eval_probes=100))
     series.load_state_dict({**series.state_dict(), **method.state_dict()}, strict=True)
-    torch.testing.assert_close(series.predict(x).scores["p(x)"], exact, atol=0.15, rtol=0)
+    torch.testing.assert_close(series.predict(x).scores["p(x)"], exact, atol=0.1, rtol=0)
 
 
 def test_blocks_have_probes_of_their_own() -> None:
@@ -151,10 +151,15 @@ def truth(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def test_the_entropy_of_three_gaussians_is_nearly_reached(tmp_path: Path) -> None:
     """NLL of the test points within 0.2 nats of the truth's, from which one Gaussian is 2.8 away; norms below 1.
 
-    Seeds 1 to 3 came within 0.15. What is left is the price of maps that change slowly: coeff 0.9 leaves 0.27.
+    In 120 epochs seeds 1 to 3 came within 0.15. What is left is the price of maps that change slowly: coeff 0.9 leaves
+    0.27.
     """
     quiet = ["trainer=cpu", "logger=none", "fixed.trainer_config.enable_progress_bar=false"]
-    longer = ["fixed.trainer_config.max_epochs=120", "fixed.earlystop_config=null"]
+    longer = [
+        "fixed.trainer_config.max_epochs=80",
+        "fixed.trainer_config.check_val_every_n_epoch=10",
+        "fixed.earlystop_config=null",
+    ]
     options = ["dataset=gaussian2d", "model=fc_iresnet", *longer, f"fixed.output_folder={tmp_path}"]
     (results,) = run_points(compose_points(*quiet, *options))
     method = load(Path(results["run_dir"])).method
