@@ -13,6 +13,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from uncertainty_est.data.source import SPLIT_NAMES, Source
+from uncertainty_est.data.sources import noise
 from uncertainty_est.data.sources.image import Digits
 from uncertainty_est.data.sources.noise import (
     Constant,
@@ -64,6 +65,15 @@ def test_gaussian_images_can_wrap_around_instead() -> None:
     x = GaussianNoise([1, 16, 16], n=2000, clip=False).split("test").x
     # What a clip would pile up at the ends is spread to the opposite side.
     assert (x == 0).double().mean() < 0.004 and (x == 255).double().mean() < 0.004
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_gaussian_images_are_one_stream_however_few_are_drawn_at_once(
+    clip: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = GaussianNoise([3, 5, 3], n=50, clip=clip).split("val").x
+    monkeypatch.setattr(noise, "_CHUNK", 7)
+    assert torch.equal(GaussianNoise([3, 5, 3], n=50, clip=clip).split("val").x, whole)
 
 
 def test_uniform_images_have_all_256_values_equally_often() -> None:

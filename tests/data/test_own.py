@@ -72,6 +72,8 @@ def test_a_table_is_what_scikit_learn_has(suffix: str, tmp_path: Path) -> None:
         ([1.0, 3.0, 1.0, 2.0], ["1", "2", "3"]),
         (["10", "9", "a", "9"], ["10", "9", "a"]),
         (["None", "NA", "b", " b"], ["NA", "None", "b"]),
+        (["1_0", "10", "1_0", "9"], ["10", "1_0", "9"]),  # Python would read the first as 10
+        ([9007199254740993, 9007199254740992, 5, 5], ["5", "9007199254740992", "9007199254740993"]),  # one as floats
         ([True, False, True, True], ["False", "True"]),
     ],
 )
@@ -191,9 +193,11 @@ def test_what_is_wrong_with_a_parquet_file(tmp_path: Path, monkeypatch: pytest.M
         table(path, 2).prepare()
     with pytest.raises(DataError, match="the column 'b' has no value in row 2"):
         table(path, 1, ignore=["day"]).prepare()
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(DataError, match="cannot be read as Parquet"):
-        table(path, 2).prepare()
+    sound = path.read_bytes()
+    for damaged in (sound[:-9], sound[:4] + bytes(60) + sound[64:]):  # the end, which names the columns, and a column
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="cannot be read as Parquet"):
+            table(path, 2).prepare()
     monkeypatch.setattr("uncertainty_est.data.sources.table_frames.find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"needs pyarrow to be read; install it with: pip install '.*\[parquet\]'"):
         table(path, 2).prepare()

@@ -46,6 +46,7 @@ def test_notmnist_without_its_two_empty_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sorted_into_folders", [False, True])
 def test_tiny_imagenet_tells_classes_by_a_table(sorted_into_folders: bool, tmp_path: Path) -> None:
     layouts.write_tiny_imagenet(tmp_path)
+    (tmp_path / "tiny-imagenet-200" / "train" / ".cache").mkdir()  # no class
     val = tmp_path / "tiny-imagenet-200" / "val"
     if sorted_into_folders:
         for line in (val / "val_annotations.txt").read_text().splitlines():

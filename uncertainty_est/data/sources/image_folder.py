@@ -71,7 +71,7 @@ class ImageFolder(FileImages):
     def class_names(self) -> list[str]:
         """Names of the classes in the order of their labels, over all parts; none where a list tells the labels."""
         folders = [path for path in self._places.values() if path.is_dir()]
-        return sorted({name for folder in folders if not _images(folder) for name in _folders(folder)})
+        return sorted({name for folder in folders if not _images(folder) for name in folders_in(folder)})
 
     def prepare(self) -> None:
         """Find the folder or the lists; what is in them is seen when a split is asked for."""
@@ -155,14 +155,15 @@ def _images(folder: Path) -> bool:
         return any(_is_image(entry.name) and entry.is_file() for entry in entries)
 
 
-def _folders(folder: Path) -> list[str]:
+def folders_in(folder: Path) -> list[str]:
+    """Names of the folders in a folder, hidden ones left out, sorted."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
 
 
 def _inner(folder: Path, parts: Collection[str] = ()) -> Path:
     """The folder, or the one that is all there is in it, if it is not a part."""
-    while not _images(folder) and len(inner := _folders(folder)) == 1 and inner[0] not in parts:
+    while not _images(folder) and len(inner := folders_in(folder)) == 1 and inner[0] not in parts:
         folder = folder / inner[0]
     return folder
 

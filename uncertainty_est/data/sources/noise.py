@@ -17,7 +17,7 @@ from uncertainty_est.data.source import SPLIT_NAMES, Source, Split, SplitName
 from uncertainty_est.data.sources.shapes import check_image_shape
 from uncertainty_est.errors import DataError
 
-# Images that are blurred at once.
+# Images that are floats at once.
 _CHUNK = 1024
 
 
@@ -79,14 +79,13 @@ class GaussianNoise(NoiseSource):
         self.clip = clip
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
-        x = rng.standard_normal((self.n, *self.shape), dtype=np.float32)
         if not self._is_image:
-            return x
-        x *= 60
-        x += 127.5
-        if self.clip:
-            return np.rint(x.clip(0, 255, out=x), out=x).astype(np.uint8)
-        return x.astype(np.int16).astype(np.uint8)
+            return rng.standard_normal((self.n, *self.shape), dtype=np.float32)
+        items = np.empty((self.n, *self.shape), np.uint8)
+        for part in np.array_split(items, -(-self.n // _CHUNK)):  # floats take four times the memory
+            x = rng.standard_normal(part.shape, dtype=np.float32) * 60 + 127.5
+            part[:] = np.rint(x.clip(0, 255)) if self.clip else x.astype(np.int16).astype(np.uint8)
+        return items
 
 
 class UniformNoise(NoiseSource):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from uncertainty_est.errors import DataError
+from uncertainty_est.errors import DataError, first_line
 
 _READ_ERRORS = (OSError, ValueError, pd.errors.ParserWarning)
 # What a cell without a number looks like.
@@ -57,7 +57,7 @@ def read_frame(path: Path, columns: Sequence[str], text: str | None = None) -> p
     if absent:
         raise DataError(f"{path}: has no column '{absent[0]}', which it should have; it has {', '.join(header)}")
     if path.suffix == ".parquet":
-        frame = pd.read_parquet(path, columns=list(columns)).reset_index(drop=True)
+        frame = _parquet(path, columns)
     else:
         missing = {column: _MISSING for column in header if column != text}
         # All columns are read: with a choice of them, rows that are too long would pass.
@@ -138,14 +138,20 @@ def class_numbers(labels: pd.Series, names: Sequence[str], path: Path) -> np.nda
 def _texts(labels: pd.Series, path: Path) -> list[str]:
     """Cells as text, whole numbers in one form (1, not 1.0 or 01)."""
     values, places = np.unique(labels.fillna("").astype(str).str.strip().to_numpy(str), return_inverse=True)
-    forms = [str(int(float(v))) if _is_number(v) and float(v) % 1 == 0 else v for v in values.tolist()]
-    texts = np.array(forms)[places].tolist()
+    texts = np.array([_form(value) for value in values.tolist()])[places].tolist()
     if "" in texts:
         raise DataError(
             f"{path}: the column '{labels.name}' has no class in row {texts.index('') + 1} below the header; fill it in"
             " or remove the row"
         )
     return texts
+
+
+def _form(text: str) -> str:
+    """Whole numbers in one form, whatever their size: a float would give neighbours of 17 digits the same."""
+    if text.isdecimal():
+        return str(int(text))
+    return str(int(float(text))) if _is_number(text) and float(text) % 1 == 0 else text
 
 
 def _cell(path: Path, column: str, row: int, value: object) -> DataError:
@@ -165,8 +171,7 @@ def _csv(path: Path, **options: object) -> pd.DataFrame:
                 path, index_col=False, keep_default_na=False, skipinitialspace=True, low_memory=False, **options
             )
     except _READ_ERRORS as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path}: cannot be read as CSV ({reason}); correct the file") from error
+        raise DataError(f"{path}: cannot be read as CSV ({first_line(error)}); correct the file") from error
 
 
 def _parquet_columns(path: Path) -> list[str]:
@@ -178,12 +183,22 @@ def _parquet_columns(path: Path) -> list[str]:
     try:
         return [str(name) for name in pyarrow.parquet.read_schema(path).names]
     except (OSError, pyarrow.ArrowException) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path}: cannot be read as Parquet ({reason}); write it again") from error
+        raise _damaged_parquet(path, error) from error
+
+
+def _parquet(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path, columns=list(columns)).reset_index(drop=True)
+    except (OSError, ValueError) as error:  # pyarrow's own for damaged files are among these
+        raise _damaged_parquet(path, error) from error
+
+
+def _damaged_parquet(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: cannot be read as Parquet ({first_line(error)}); write it again")
 
 
 def _is_number(text: str) -> bool:
     try:
-        return bool(np.isfinite(float(text)))
+        return "_" not in text and bool(np.isfinite(float(text)))  # Python reads 1_0 as 10
     except ValueError:
         return False

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from uncertainty_est.data.source import Part
 from uncertainty_est.data.sources.image_files import ImageFiles
-from uncertainty_est.data.sources.image_folder import ImageFolder
+from uncertainty_est.data.sources.image_folder import ImageFolder, folders_in
 from uncertainty_est.data.sources.table_files import TableFile
 
 _TABLE = "val_annotations.txt"
@@ -30,7 +30,7 @@ class TinyImageNet(ImageFolder):
     def class_names(self) -> list[str]:
         if "train" not in self._places:
             raise self._error("no train part there, which names the classes")
-        return sorted(path.name for path in self._places["train"].iterdir() if path.is_dir())
+        return folders_in(self._places["train"])
 
     def list_part(self, part: Part, place: Path) -> tuple[ImageFiles, list[int]]:
         table = TableFile(place.parent / _TABLE, self.page)  # `place` is the one folder that lies beside the table
