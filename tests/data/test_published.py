@@ -5,8 +5,11 @@ from __future__ import annotations
 import gzip
 import pickle
 import re
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pytest
@@ -122,6 +125,26 @@ def test_missing_files_that_cannot_be_downloaded_give_one_sentence(name: str, tm
         text = str(error.value)
         assert re.match(rf"{name}: its (train|test) part can neither be read below '.*' nor downloaded", text)
         assert "; get it from http" in text and str(tmp_path) in text and "\n" not in text
+
+
+def test_one_process_downloads_while_others_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = Lock()
+    opened = []
+
+    def usps(folder: Path, train: bool, download: bool) -> None:
+        assert busy.acquire(blocking=False), "two at once"
+        time.sleep(0.05)
+        opened.append(train)
+        busy.release()
+
+    monkeypatch.setattr("torchvision.datasets.USPS", usps)
+    sources = [TorchvisionImages("USPS", str(tmp_path), shape=GREY) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(TorchvisionImages.prepare, sources))
+    assert sorted(opened) == [False] * 3 + [True] * 3
+    (tmp_path / "file").touch()
+    TorchvisionImages("USPS", str(tmp_path / "file" / "below"), shape=GREY).prepare()  # no lock can be there
+    assert len(opened) == 8
 
 
 def test_a_file_without_images_is_refused_and_the_test_part_still_works(tmp_path: Path) -> None:

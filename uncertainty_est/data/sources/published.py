@@ -8,7 +8,8 @@ import pickle
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
+from filelock import FileLock
 from torch import Tensor
 
 from uncertainty_est.data.source import Part, PartitionedSource
@@ -79,6 +81,22 @@ def _idx_files(folder: str, prefix: str = "", test: str = "t10k") -> dict[str, l
         part: [f"{folder}/raw/{prefix}{stem}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
         for part, stem in (("train", "train"), ("test", test))
     }
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock inside, unless its folder cannot be written to: then nobody downloads anything into it either."""
+    lock = FileLock(path)
+    try:
+        lock.acquire()
+    except OSError as error:
+        log.debug("no lock %s (%s)", path, error)
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _textures(root: Path, part: str) -> ImageFiles:
@@ -245,13 +263,14 @@ class TorchvisionImages(PartitionedSource):
         return all((self._folder / file).exists() for file in self._published.files[part])
 
     def _open(self, part: str) -> list[Any]:
-        """The torchvision data sets of a part, downloaded if need be."""
-        self._check_not_empty(part)
+        """The torchvision data sets of a part, downloaded if need be, by one process while others wait."""
         dataset_class = getattr(torchvision.datasets, self.name)
         try:
-            return [
-                dataset_class(self._folder, **arguments, download=True) for arguments in self._published.parts[part]
-            ]
+            with _alone(self._folder / f".{self.name}.lock"):
+                self._check_not_empty(part)
+                return [
+                    dataset_class(self._folder, **arguments, download=True) for arguments in self._published.parts[part]
+                ]
         except _READ_ERRORS as error:
             raise self._unreadable(part, error) from error
 
