@@ -67,13 +67,21 @@ def test_gaussian_images_can_wrap_around_instead() -> None:
     assert (x == 0).double().mean() < 0.004 and (x == 255).double().mean() < 0.004
 
 
-@pytest.mark.parametrize("clip", [True, False])
-def test_gaussian_images_are_one_stream_however_few_are_drawn_at_once(
-    clip: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: GaussianNoise([1, 8, 8], n=50),
+        lambda: GaussianNoise([1, 8, 8], n=50, clip=False),
+        lambda: SmoothedNoise(Digits(shape=[1, 8, 8]), n=50),
+    ],
+)
+@pytest.mark.parametrize("limit", [("_CHUNK", 7), ("_VALUES", 64 * 7), ("_VALUES", 1)])
+def test_images_do_not_depend_on_how_many_are_floats_at_once(
+    make: Callable[[], Source], limit: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = GaussianNoise([3, 5, 3], n=50, clip=clip).split("val").x
-    monkeypatch.setattr(noise, "_CHUNK", 7)
-    assert torch.equal(GaussianNoise([3, 5, 3], n=50, clip=clip).split("val").x, whole)
+    whole = make().split("val").x
+    monkeypatch.setattr(noise, *limit)
+    assert torch.equal(make().split("val").x, whole)
 
 
 def test_uniform_images_have_all_256_values_equally_often() -> None:

@@ -5,6 +5,7 @@ Every split has draws of its own, determined by `split_seed`, so that two passes
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -17,8 +18,9 @@ from uncertainty_est.data.source import SPLIT_NAMES, Source, Split, SplitName
 from uncertainty_est.data.sources.shapes import check_image_shape
 from uncertainty_est.errors import DataError
 
-# Images that are floats at once.
+# Images that are floats at once, at most, and values in them.
 _CHUNK = 1024
+_VALUES = _CHUNK * 3 * 64 * 64
 
 
 class NoiseSource(Source):
@@ -82,7 +84,7 @@ class GaussianNoise(NoiseSource):
         if not self._is_image:
             return rng.standard_normal((self.n, *self.shape), dtype=np.float32)
         items = np.empty((self.n, *self.shape), np.uint8)
-        for part in np.array_split(items, -(-self.n // _CHUNK)):  # floats take four times the memory
+        for part in np.array_split(items, -(-self.n // _at_once(self.shape))):  # floats take four times the memory
             x = rng.standard_normal(part.shape, dtype=np.float32) * 60 + 127.5
             part[:] = np.rint(x.clip(0, 255)) if self.clip else x.astype(np.int16).astype(np.uint8)
         return items
@@ -150,15 +152,20 @@ class SmoothedNoise(NoiseSource):
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         images = self.source.split("train").x.flatten(2).numpy()
         chosen = rng.integers(len(images), size=self.n)
-        order = rng.permuted(np.broadcast_to(np.arange(images.shape[2]), (self.n, images.shape[2])), axis=1)
+        pixels = np.arange(images.shape[2], dtype=np.int32)
+        order = rng.permuted(np.broadcast_to(pixels, (self.n, len(pixels))), axis=1)
         sigma, gamma = rng.uniform(1, 2.5, self.n), rng.uniform(5, 30, self.n)
         items = np.empty((self.n, *self.shape), np.uint8)
-        for start in range(0, self.n, _CHUNK):
-            part = slice(start, start + _CHUNK)
-            pixels = np.take_along_axis(images[chosen[part]], order[part, None], axis=2)
-            u = gaussian_blur(pixels.reshape(-1, *self.shape) / 255, sigma[part])
+        for part in np.array_split(np.arange(self.n), -(-self.n // _at_once(self.shape))):
+            permuted = np.take_along_axis(images[chosen[part]], order[part, None], axis=2)
+            u = gaussian_blur(permuted.reshape(-1, *self.shape) / 255, sigma[part])
             items[part] = np.rint(255 * expit(gamma[part, None, None, None] * (u - 0.5)))
         return items
+
+
+def _at_once(shape: Sequence[int]) -> int:
+    """How many images of a shape are floats at once."""
+    return max(1, min(_CHUNK, _VALUES // math.prod(shape)))
 
 
 def gaussian_blur(x: np.ndarray, sigma: np.ndarray) -> np.ndarray:
