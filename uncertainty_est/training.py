@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import distributed
+from torch import distributed, nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 from uncertainty_est.building import build_method
@@ -35,6 +35,7 @@ from uncertainty_est.resume import (
 log = logging.getLogger(__name__)
 
 MAX_RESTARTS = 3
+_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
 
 def check_trainer(node: Mapping[str, Any]) -> torch.device:
@@ -121,8 +122,10 @@ def accelerated(method: Method, *, compiled: bool, channels_last: bool) -> Itera
     networks = [module for module in method.modules() if isinstance(module, Network)] if compiled else []
     for network in networks:
         network.compile()
-    if channels_last:
-        method.to(memory_format=torch.channels_last)
+    # Of convolutions alone: other modules may hold images of another rank, which have no such order.
+    convolutions = [m for m in method.modules() if isinstance(m, _CONVOLUTIONS)] if channels_last else []
+    for convolution in convolutions:
+        convolution.to(memory_format=torch.channels_last)
     try:
         yield
     except BackendCompilerFailed as error:
@@ -139,8 +142,8 @@ def accelerated(method: Method, *, compiled: bool, channels_last: bool) -> Itera
     finally:
         for network in networks:
             network._compiled_call_impl = None
-        if channels_last:
-            method.to(memory_format=torch.contiguous_format)
+        for convolution in convolutions:
+            convolution.to(memory_format=torch.contiguous_format)
 
 
 def restart_seed(fixed: Mapping[str, Any], number: int) -> int:
