@@ -147,4 +147,4 @@ def measure(arguments: argparse.Namespace) -> list[Ratio]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__ or "", measure, ("images", 2000), ("repeats", 3), ("threads", 2)))
+    sys.exit(main(__doc__ or "", measure, ("images", 2000), ("repeats", 2), ("threads", 2)))
