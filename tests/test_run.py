@@ -111,6 +111,22 @@ def test_the_best_weights_are_kept(small_data: Data, tmp_path: Path, monkeypatch
     assert equal(weights(result["run_dir"]), seen[1])
 
 
+@pytest.mark.parametrize(
+    "when",
+    [
+        ["+fixed.trainer_config.val_check_interval=3"],
+        ["+fixed.trainer_config.val_check_interval=9", "fixed.trainer_config.check_val_every_n_epoch=null"],
+    ],
+)
+def test_what_training_notes_is_there_for_validation_in_the_midst_of_an_epoch(
+    when: list[str], small_data: Data, tmp_path: Path
+) -> None:
+    by_loss = ["fixed.checkpoint_config.monitor=train/loss", "fixed.checkpoint_config.mode=min"]
+    rarely = ["fixed.trainer_config.log_every_n_steps=10", "fixed.trainer_config.max_epochs=2"]
+    (result,) = start("fc_ce_baseline", small_data, tmp_path, *rarely, *by_loss, *when)
+    assert list((Path(result["run_dir"]) / "checkpoints").glob("*.ckpt"))
+
+
 def test_averaged_weights_are_what_is_kept(small_data: Data, tmp_path: Path) -> None:
     """An exponential moving average of the weights after each step, from the first step on."""
     last = ("fixed.checkpoint_config=null", "fixed.earlystop_config=null")

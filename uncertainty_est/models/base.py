@@ -264,13 +264,19 @@ class Method(pl.LightningModule, ABC):
         return total
 
     def log_notes(self, batch: Batch, batch_idx: int) -> None:
-        """Log what has been noted while training, in the steps that loggers write and in the last one of an epoch.
+        """Log what has been noted while training, in the steps that loggers write and in those before something looks.
+
+        These are the last one of an epoch and, where it is validated in its midst, those before that.
 
         Lightning would take it in every step, and drop all but these: for a small network that is a fifth of a step.
         A note that only some steps make keeps its last value.
         """
         trainer = self.trainer
-        if trainer._logger_connector.should_update_logs or batch_idx + 1 == trainer.num_training_batches:
+        number, validates = batch_idx + 1, trainer.val_check_batch or float("inf")
+        if trainer.check_val_every_n_epoch is None:  # validation goes by steps, whatever the epoch
+            number = trainer.fit_loop.total_batch_idx + 1
+        is_looked_at = batch_idx + 1 == trainer.num_training_batches or number % validates == 0
+        if is_looked_at or trainer._logger_connector.should_update_logs:
             values = {f"train/{name}": value for name, value in self._take_notes().items()}
             self.log_dict(values, batch_size=len(batch["id"][1]))
 
