@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -133,3 +134,10 @@ def test_corrupted_cifar_that_is_not_there_or_damaged(tmp_path: Path) -> None:
     file.write_bytes(whole[:-1000])
     with pytest.raises(DataError, match="snow.npy: cannot be read .*; get the data set again"):
         source("cifar10_c", tmp_path).split("test")
+    file.write_bytes(whole)
+    for array in (np.load(file) / 255, np.load(file)[..., 0]):
+        np.save(file, array)
+        with pytest.raises(
+            DataError, match=r"snow.npy: must hold uint8 images \(N, H, W, 3\), got .* get the data set"
+        ):
+            source("cifar10_c", tmp_path).split("test")

@@ -81,6 +81,11 @@ class CorruptedCifar(PartitionedSource):
         x = torch.empty((len(rows), *self.shape), dtype=torch.uint8)
         for number, file in enumerate(self._chosen):
             array = self._read(file)
+            if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3:
+                raise DataError(
+                    f"{self._path / file}.npy: must hold uint8 images (N, H, W, 3), got {array.dtype} of shape"
+                    f" {array.shape}; get the data set again from {self.page}"
+                )
             if len(array) != SEVERITIES * self._images:
                 raise DataError(
                     f"{self._path / file}.npy: holds {len(array)} images for {SEVERITIES * self._images} labels; get"
