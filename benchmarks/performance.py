@@ -51,7 +51,8 @@ def main() -> int:
         "--only", choices=PARTS, action="append", help="measure this part (repeatable), keep the others"
     )
     arguments = parser.parse_args()
-    kept_file = arguments.output.with_suffix(".json")
+    kept_file = ROOT / "runs" / "performance.json"
+    kept_file.parent.mkdir(exist_ok=True)
     rows: dict[str, list[Ratio]] = {}
     if kept_file.is_file():
         rows = {part: [Ratio(**row) for row in found] for part, found in json.loads(kept_file.read_text()).items()}
