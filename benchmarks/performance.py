@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ratios import Ratio, markdown
+from ratios import ROOT, Ratio, markdown
 
 PARTS = {
     "training_step": "Training on tables",
