@@ -100,7 +100,9 @@ def test_notes_are_logged_beside_the_loss_when_loggers_write(network: FC, batch:
 
     method = Noting(network)
     writing = SimpleNamespace(should_update_logs=False)
-    method._trainer = SimpleNamespace(_logger_connector=writing, num_training_batches=5)  # type: ignore[assignment]
+    method._trainer = SimpleNamespace(  # type: ignore[assignment]
+        _logger_connector=writing, num_training_batches=5, val_check_batch=5, check_val_every_n_epoch=1
+    )
     logged: dict[str, Tensor] = {}
     method.log_dict = lambda values, **_: logged.update(values)  # type: ignore[assignment,method-assign]
     method.training_step({"id": batch}, 0)

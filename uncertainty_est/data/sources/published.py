@@ -9,7 +9,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -266,7 +266,7 @@ class TorchvisionImages(PartitionedSource):
         """The torchvision data sets of a part, downloaded if need be, by one process while others wait."""
         dataset_class = getattr(torchvision.datasets, self.name)
         try:
-            with _alone(self._folder / f".{self.name}.lock"):
+            with nullcontext() if self._has(part) else _alone(self._folder / f".{self.name}.lock"):
                 self._check_not_empty(part)
                 return [
                     dataset_class(self._folder, **arguments, download=True) for arguments in self._published.parts[part]
