@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,6 +77,15 @@ def quick_overrides(model: str, data_root: Path, output_folder: Path, trainer: s
         "fixed.test_ood_datasets=[between]",
         "fixed.trainer_config.enable_progress_bar=false",
     ]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_logger() -> None:
+    """What a command of an earlier test has done to the package's logger (``log_to_console``) is undone."""
+    logger = logging.getLogger("uncertainty_est")
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -229,7 +228,6 @@ def test_an_unexpected_failure_is_logged_with_its_traceback_and_a_users_mistake_
         raise KeyError("a defect of ours") if path.name == "ce" else DataError("a damaged file")
 
     monkeypatch.setattr(checkpoints, "load", defect)
-    monkeypatch.setattr(logging.getLogger("uncertainty_est"), "propagate", True)
     report = evaluate(request(runs, tmp_path, no_plots=True))
     assert len(report.failed) == 3
     traced = {record.args[0]: bool(record.exc_info) for record in caplog.records if record.levelname == "ERROR"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 import shutil
 import subprocess
@@ -281,9 +280,8 @@ def test_a_method_without_features(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_set_of_another_shape_or_with_infinite_features_is_left_out(
-    run_dir: Path, tmp_path: Path, method: CEBaseline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    run_dir: Path, tmp_path: Path, method: CEBaseline, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("uncertainty_est"), "propagate", True)
     shutil.copytree(run_dir, tmp_path / "ce", ignore=shutil.ignore_patterns("embedded"))
     sources = read_config(run_dir)["sources"]
     sources["between"]["shape"] = [1, 9, 9]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import shlex
 import sys
@@ -269,9 +268,8 @@ def test_a_configuration_and_a_path_are_enough(kind: str, tmp_path: Path, monkey
 
 
 def test_what_is_missing_or_does_not_fit_is_told_with_its_value(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("uncertainty_est"), "propagate", True)
     path, _, _ = write_own("table", tmp_path)
     with pytest.raises(ConfigError, match=r"^fixed\.path: the data set 'table' is your own; say where it is"):
         compose_points("dataset=table", "model=fc_ddu")

@@ -150,10 +150,7 @@ def test_a_method_without_gradients_is_listed_as_a_failure(
     assert pd.read_csv(tmp_path / "failed-out.csv")["Run"].tolist() == ["ce"]
 
 
-def test_a_method_without_classes_is_left_out(
-    trained: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(logging.getLogger("uncertainty_est"), "propagate", True)
+def test_a_method_without_classes_is_left_out(trained: Get, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "uncertainty_est"):
         report = report_of(trained("fc_autoencoder").run.path, tmp_path, certify=True, attack_radius=0.5, **QUICK)
     assert report.failed == []

@@ -136,9 +136,8 @@ def test_members_on_other_inputs_are_listed(runs: Path, tmp_path: Path) -> None:
 
 
 def test_one_run_is_no_ensemble_and_one_line_says_so(
-    runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("uncertainty_est"), "propagate", True)
     caplog.set_level(logging.INFO, logger="uncertainty_est")
     shutil.copytree(runs / ASSEMBLED, tmp_path / "runs" / "a")
     report = evaluation(tmp_path / "runs", tmp_path / "out")
