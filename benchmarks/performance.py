@@ -38,6 +38,8 @@ transferred at all. `trainer=gpu_fast` compiles networks, keeps channels innermo
 compiling costs the time of thousands of steps of a small network and cannot differentiate twice (score matching,
 gradient penalties), and a CPU without bfloat16 is slow with it.
 
+The test suite (`make test`) is to take less than 15 minutes on two cores: 4,399 tests took 12.5 in November 2026.
+
 Float32 products of Gaussians are used where a trial on the fitted state agrees with float64 to 1e-6: where no feature
 is nearly a sum of others. Features of trained networks often are; there all is float64, as in the last row of that
 table.
