@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import runpy
@@ -14,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 from torch import distributed
 
 from tests.conftest import ROOT
@@ -87,6 +89,38 @@ def in_two_processes(work: Callable[..., None], folder: Path, *arguments: Any) -
     for process in processes:
         process.join()
     return [process.exitcode for process in processes]
+
+
+def fit_in_two_processes(
+    method: pl.LightningModule, loaders: Sequence[Any], folder: Path, epochs: int, callback: pl.Callback
+) -> list[int | None]:
+    """Let Lightning train `method` by DDP in two processes, and return their exit codes.
+
+    Args:
+        method: on the CPU.
+        loaders: of training and validation.
+        folder: where the processes meet.
+        epochs: of training.
+        callback: sees what each process does.
+    """
+
+    def fit(rank: int) -> None:
+        logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=2,
+            strategy="ddp",
+            max_epochs=epochs,
+            use_distributed_sampler=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[callback],
+        )
+        trainer.fit(method, *loaders)
+
+    return in_two_processes(fit, folder)
 
 
 def _member(rank: int, meeting: Path, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:

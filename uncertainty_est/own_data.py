@@ -8,6 +8,7 @@ from typing import Literal
 from uncertainty_est.errors import ConfigError, DataError
 
 TABLE_SUFFIXES = (".csv", ".parquet")
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 Part = Literal["train", "val", "test", "all"]
 PARTS: tuple[Part, ...] = ("train", "val", "test")
 KINDS = "a folder of images, a .npz file, a .csv or .parquet table, or a folder of train, val and test tables"

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uncertainty_est.data.card import Card, CardFile, Layout
+from uncertainty_est.own_data import IMAGE_SUFFIXES
 
 # In the order in which they say more of what is wrong.
 STATES = ("present", "missing", "incomplete", "damaged")
 
 # What counts as an item of a folder.
-_ITEM_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".npy"})
+_ITEM_SUFFIXES = IMAGE_SUFFIXES | {".npy"}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from tests.processes import in_two_processes
+from tests.processes import fit_in_two_processes
 from uncertainty_est.data.loader import JointLoader, TensorLoader
 from uncertainty_est.data.source import Split
 from uncertainty_est.densities.coupling import CouplingFlows
@@ -109,21 +108,5 @@ def test_two_processes_stay_together_and_draw_apart(name: str, tmp_path: Path) -
     method = METHODS[name](FC(data_shape=[3], num_classes=4, hidden_dims=[16], activation="silu"))
     split = Split(torch.randn(20, 3), torch.randint(4, (20,)), torch.arange(20), "all")
     loader = JointLoader(TensorLoader(split, batch_size=10))
-
-    def fit(rank: int) -> None:
-        logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            devices=2,
-            strategy="ddp",
-            max_epochs=2,
-            use_distributed_sampler=False,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[Compare(torch.cat([p.detach().flatten().clone() for p in method.parameters()]))],
-        )
-        trainer.fit(method, loader, loader)
-
-    assert in_two_processes(fit, tmp_path) == [0, 0]
+    start = torch.cat([p.detach().flatten().clone() for p in method.parameters()])
+    assert fit_in_two_processes(method, [loader, loader], tmp_path, 2, Compare(start)) == [0, 0]

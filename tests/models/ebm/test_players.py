@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.models.ebm.test_vera import Repeat, sgd
-from tests.processes import in_two_processes
+from tests.processes import fit_in_two_processes
 from uncertainty_est.models.ebm.vera import VERA
 from uncertainty_est.networks.fc import FC
 from uncertainty_est.networks.generator import FCGenerator
@@ -65,21 +64,5 @@ def test_two_processes_stay_together_and_draw_apart(tmp_path: Path) -> None:
     )
     start = {name: vector(method.get_submodule(name)) for name in PLAYERS}
     batch = torch.randn(16, 3), torch.randint(4, (16,))
-
-    def fit(rank: int) -> None:
-        logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            devices=2,
-            strategy="ddp",
-            max_epochs=1,
-            use_distributed_sampler=False,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[Compare(start)],
-        )
-        trainer.fit(method, Repeat(batch, 3), Repeat(batch, 1))
-
-    assert in_two_processes(fit, tmp_path) == [0, 0]
+    loaders = [Repeat(batch, 3), Repeat(batch, 1)]
+    assert fit_in_two_processes(method, loaders, tmp_path, 1, Compare(start)) == [0, 0]

@@ -17,11 +17,9 @@ from uncertainty_est.data.sources.image_files import FileImages, ImageFiles
 from uncertainty_est.data.sources.shapes import check_image_shape
 from uncertainty_est.data.sources.table_files import TableFile
 from uncertainty_est.errors import DataError
+from uncertainty_est.own_data import IMAGE_SUFFIXES, PARTS
 
 log = logging.getLogger(__name__)
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-_PARTS: tuple[Part, ...] = ("train", "val", "test")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -48,13 +46,13 @@ class ImageFolder(FileImages):
     folders: Sequence[str] = (".",)
     lists: Mapping[str, str] = field(default_factory=dict)
     list_folder: str = "."
-    parts: Mapping[str, str] = field(default_factory=lambda: {part: part for part in _PARTS})
+    parts: Mapping[str, str] = field(default_factory=lambda: {part: part for part in PARTS})
     leave_out: Sequence[str] = ()
     page: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        unknown = sorted({*self.lists, *self.parts} - set(_PARTS))
+        unknown = sorted({*self.lists, *self.parts} - set(PARTS))
         if unknown:
             raise ValueError(f"parts and lists are of 'train', 'val' and 'test', got '{unknown[0]}'")
         self._listed: dict[Part, tuple[ImageFiles, Tensor]] = {}
@@ -108,13 +106,13 @@ class ImageFolder(FileImages):
     def _places(self) -> dict[Part, Path]:
         """What there is of each part: a list, or a folder; ``all`` where there are no parts."""
         root = Path(self.root)
-        lists = {part: root / self.lists[part] for part in _PARTS if part in self.lists}
+        lists = {part: root / self.lists[part] for part in PARTS if part in self.lists}
         if any(path.is_file() for path in lists.values()):
             return {part: path for part, path in lists.items() if path.is_file()}
         folder = next((root / name for name in self.folders if (root / name).is_dir()), None)
         if folder is None:
             return {}
-        names = {part: self.parts[part] for part in _PARTS if part in self.parts}
+        names = {part: self.parts[part] for part in PARTS if part in self.parts}
         folder = _inner(folder, names.values())
         parts = {part: _inner(folder / name) for part, name in names.items() if (folder / name).is_dir()}
         if "test" not in parts and "val" in parts:
@@ -146,7 +144,7 @@ def walk(folder: Path) -> list[str]:
 
 
 def _is_image(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _images(folder: Path) -> bool:

@@ -17,10 +17,10 @@ from torch import Tensor
 from uncertainty_est.data.source import Part, PartitionedSource
 from uncertainty_est.data.sources.shapes import check_image_shape, fit_images, fit_table, to_nchw
 from uncertainty_est.errors import DataError
+from uncertainty_est.own_data import PARTS
 
 _READ_ERRORS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 _LAYOUT = "a data set is a .npz file with x_train, y_train, x_test and y_test"
-_PARTS: tuple[Part, ...] = ("train", "val", "test")
 # Files of this ending are written by uncertainty_est.data.embed.
 _EMBEDDED_SUFFIX = "_embedded"
 
@@ -101,7 +101,7 @@ def pack_parts(path: Path) -> list[Part]:
         DataError: no such file, no ``.npz`` file, or it holds neither a training nor a test part.
     """
     with _open(path) as pack:
-        parts = [part for part in _PARTS if f"x_{part}" in pack.files]
+        parts = [part for part in PARTS if f"x_{part}" in pack.files]
     if not {"train", "test"} & set(parts):
         raise DataError(f"{path}: holds neither x_train nor x_test; {_LAYOUT}")
     return parts
