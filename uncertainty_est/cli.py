@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
-from uncertainty_est.errors import USER_ERRORS, did_you_mean
+from uncertainty_est.errors import USER_ERRORS, did_you_mean, first_line
 
 # What may stand before the first dot or equals sign of an override.
 NAMES = ("dataset", "model", "network", "trainer", "logger", "grid", "fixed", "seml", "slurm")
@@ -53,7 +53,7 @@ def explain(error: Exception) -> str:
     if key_hit:
         return f"{key_hit[1]}: there is no such key{_nearest_key(key_hit[1], error)}"
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
-        return f"{message.rstrip('.')} ({str(error.__cause__).splitlines()[0]})"
+        return f"{message.rstrip('.')} ({first_line(error.__cause__)})"
     return message
 
 

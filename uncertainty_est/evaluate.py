@@ -17,7 +17,7 @@ from uncertainty_est.building import build_data
 from uncertainty_est.config import as_dict
 from uncertainty_est.data.module import OODDataModule
 from uncertainty_est.data_names import inline_sources
-from uncertainty_est.errors import ConfigError
+from uncertainty_est.errors import ConfigError, first_line
 from uncertainty_est.evaluation.adversarial import AttackOptions
 from uncertainty_est.evaluation.certify import CertifyOptions
 from uncertainty_est.evaluation.report import Options, Report, evaluate_runs
@@ -187,5 +187,5 @@ def device_of(name: str) -> str:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"--device {name}: {first_line(error)}") from error
     return name

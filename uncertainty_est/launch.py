@@ -14,7 +14,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from uncertainty_est.cluster.grid import check_keys, expand
 from uncertainty_est.config import as_dict, describe, walk_targets
 from uncertainty_est.data_names import as_names, grid_dataset_names, inline_sources
-from uncertainty_est.errors import USER_ERRORS, ConfigError
+from uncertainty_est.errors import USER_ERRORS, ConfigError, first_line
 from uncertainty_est.run_folder import CONFIG_FILE, read_config, run_folder
 from uncertainty_est.settings import check_settings
 
@@ -55,7 +55,7 @@ def points_of(config: DictConfig, source_dir: Path, further_sources: Sequence[st
             )
             raise ConfigError(f"{error.full_key or 'fixed'}: a value must be given{tells}") from error
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{error.full_key or 'fixed'}: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"{error.full_key or 'fixed'}: {first_line(error)}") from error
         adopt_network(fixed)
         check_settings(fixed)
         points.append(fixed)

@@ -14,17 +14,13 @@ import yaml
 
 from uncertainty_est.errors import ConfigError, DataError
 from uncertainty_est.files import write_atomically, write_text
+from uncertainty_est.same_run import settings_of
 
 STATE_FILE = "state.pt"
 SETTINGS_FILE = "settings.yaml"
 
 # Settings that change no step: with other values a run may go on.
-_FREE = {
-    "fixed.output_folder",
-    "fixed.trainer_config.enable_progress_bar",
-    "active_learning.max_labels",
-    "active_learning.seeds",
-}
+_FREE = {"active_learning.max_labels", "active_learning.seeds"}
 
 
 @dataclass
@@ -70,7 +66,7 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
 
     Args:
         folder: of one run.
-        settings: nested plain values; those that change no step may differ.
+        settings: nested plain values, ``fixed`` among them; those that change no step may differ.
 
     Raises:
         ConfigError: a run with other settings is in it.
@@ -80,10 +76,10 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     text = yaml.safe_dump(dict(settings), sort_keys=False)
     if path.is_file():
         try:
-            theirs = dict(_flat(yaml.safe_load(path.read_text())))
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
-            raise DataError(f"{path} cannot be read as YAML; remove {folder} to start anew") from error
-        ours = dict(_flat(yaml.safe_load(text)))
+            theirs = _compared(yaml.safe_load(path.read_text()))
+        except (UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
+            raise DataError(f"{path} cannot be read as settings; remove {folder} to start anew") from error
+        ours = _compared(yaml.safe_load(text))
         for key in [*ours, *theirs]:
             if key not in _FREE and ours.get(key) != theirs.get(key):
                 raise ConfigError(
@@ -91,6 +87,11 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
                     f" another fixed.output_folder, or remove the folder to start anew"
                 )
     write_text(path, text)
+
+
+def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Key to value of what makes a run the run it is."""
+    return dict(_flat({**settings, "fixed": settings_of(settings["fixed"])}))
 
 
 def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

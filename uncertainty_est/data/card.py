@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from uncertainty_est.errors import DataError, did_you_mean
+from uncertainty_est.errors import DataError, did_you_mean, first_line
 
 FOLDER = Path(__file__).resolve().parent / "cards"
 
@@ -133,7 +133,7 @@ def _read(path: Path, folder: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]}); restore it") from error
+        raise DataError(f"{path}: cannot be read as YAML ({first_line(error)}); restore it") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: must hold keys and values")
     base = content.pop("like", None)

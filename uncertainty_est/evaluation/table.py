@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from uncertainty_est.cli import one_sentence_errors
-from uncertainty_est.errors import DataError
+from uncertainty_est.errors import DataError, first_line
 from uncertainty_est.evaluation.paper_table import TESTS, PaperTable, TableOptions, paper_table
 from uncertainty_est.files import make_folder, write_text
 
@@ -84,7 +84,7 @@ def _read(path: Path) -> pd.DataFrame:
             f"{path}: there is no such file; evaluate.py writes ood-<name>.csv and clf-<name>.csv"
         ) from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{path}: this is no table that evaluate.py wrote ({str(error).splitlines()[0]})") from error
+        raise DataError(f"{path}: this is no table that evaluate.py wrote ({first_line(error)})") from error
     missing = [column for column in _COLUMNS if column not in table]
     if missing:
         raise DataError(

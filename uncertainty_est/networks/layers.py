@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -123,3 +124,40 @@ class PooledShortcut(nn.Module):
 
     def extra_repr(self) -> str:
         return f"missing={self.missing}, stride={self.stride}, kernel_size={self.kernel_size}"
+
+
+@dataclass(frozen=True)
+class ResidualParts:
+    """Makes what all blocks of a residual network share; a subclass says how its convolutions are made.
+
+    Attributes:
+        layers: makes convolutions.
+        batch_norm: normalise over batches.
+        activation: its name.
+        negative_slope: slope of ``leaky_relu`` below zero.
+        mod: the changes for sensitivity: LeakyReLU in place of ReLU, and shortcuts without weights.
+        dropout: probability of dropping an activation within a block.
+    """
+
+    layers: Layers
+    batch_norm: bool
+    activation: str
+    negative_slope: float
+    mod: bool
+    dropout: float
+
+    def act(self) -> nn.Module:
+        """The activation."""
+        return make_activation(self.activation, mod=self.mod, negative_slope=self.negative_slope)
+
+    def shortcut(self, c_in: int, c_out: int, stride: int, size: tuple[int, int]) -> nn.Module:
+        """What is added to a block's output: ``[B, c_in, *size] -> [B, c_out, *strided(size, stride)]``."""
+        if stride == 1 and c_in == c_out:
+            return nn.Identity()
+        if self.mod:
+            return PooledShortcut(c_in, c_out, stride, size)
+        return self.projection(c_in, c_out, stride, size)
+
+    def projection(self, c_in: int, c_out: int, stride: int, size: tuple[int, int]) -> nn.Module:
+        """A shortcut with weights, where the shape changes."""
+        raise NotImplementedError

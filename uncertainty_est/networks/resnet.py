@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from uncertainty_est.networks.base import Network, image_shape
-from uncertainty_est.networks.layers import Layers, PooledShortcut, make_activation, strided, xavier_relu
+from uncertainty_est.networks.layers import Layers, ResidualParts, strided, xavier_relu
 
 # Blocks of each stage, and whether they are bottlenecks.
 _STAGES = {18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True)}
@@ -100,17 +99,7 @@ class ResNet(Network):
         return self.blocks(self.stem(x)).mean((2, 3))
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """Makes what all blocks of a network share."""
-
-    layers: Layers
-    batch_norm: bool
-    activation: str
-    negative_slope: float
-    mod: bool
-    dropout: float
-
+class _Parts(ResidualParts):
     def conv(self, c_in: int, c_out: int, kernel: int, stride: int, size: tuple[int, int]) -> list[nn.Module]:
         """A convolution, with the normalisation that follows it."""
         layer = self.layers.conv(
@@ -125,14 +114,7 @@ class _Parts:
         )
         return [layer, nn.BatchNorm2d(c_out)] if self.batch_norm else [layer]
 
-    def act(self) -> nn.Module:
-        return make_activation(self.activation, mod=self.mod, negative_slope=self.negative_slope)
-
-    def shortcut(self, c_in: int, c_out: int, stride: int, size: tuple[int, int]) -> nn.Module:
-        if stride == 1 and c_in == c_out:
-            return nn.Identity()
-        if self.mod:
-            return PooledShortcut(c_in, c_out, stride, size)
+    def projection(self, c_in: int, c_out: int, stride: int, size: tuple[int, int]) -> nn.Module:
         return nn.Sequential(*self.conv(c_in, c_out, 1, stride, size))
 
 

@@ -8,14 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from uncertainty_est.networks.base import Network, image_shape
-from uncertainty_est.networks.layers import (
-    Layers,
-    PooledShortcut,
-    kaiming_fan_out,
-    make_activation,
-    strided,
-    xavier_relu,
-)
+from uncertainty_est.networks.layers import Layers, ResidualParts, kaiming_fan_out, strided, xavier_relu
 
 
 class WideResNet(Network):
@@ -72,7 +65,7 @@ class WideResNet(Network):
             raise ValueError(f"depth must be one of 10, 16, 22, 28, ... (6n + 4), got {depth}")
         if norm not in ("batch", "none"):
             raise ValueError(f"norm must be 'batch' or 'none', got '{norm}'")
-        parts = _Parts(layers or Layers(), norm == "batch", bn_momentum, activation, negative_slope, mod, dropout)
+        parts = _Parts(layers or Layers(), norm == "batch", activation, negative_slope, mod, dropout, bn_momentum)
         size = (height, width)
         self.stem = parts.conv(channels, 16, 3, 1, size)
         self.blocks = nn.Sequential()
@@ -97,16 +90,8 @@ class WideResNet(Network):
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """Makes what all blocks of a network share."""
-
-    layers: Layers
-    batch_norm: bool
+class _Parts(ResidualParts):
     bn_momentum: float
-    activation: str
-    negative_slope: float
-    mod: bool
-    dropout: float
 
     def conv(self, c_in: int, c_out: int, kernel_size: int, stride: int, size: tuple[int, int]) -> nn.Conv2d:
         return self.layers.conv(
@@ -125,14 +110,7 @@ class _Parts:
             return nn.BatchNorm2d(channels, momentum=self.bn_momentum)
         return nn.Identity()
 
-    def act(self) -> nn.Module:
-        return make_activation(self.activation, mod=self.mod, negative_slope=self.negative_slope)
-
-    def shortcut(self, c_in: int, c_out: int, stride: int, size: tuple[int, int]) -> nn.Module:
-        if stride == 1 and c_in == c_out:
-            return nn.Identity()
-        if self.mod:
-            return PooledShortcut(c_in, c_out, stride, size)
+    def projection(self, c_in: int, c_out: int, stride: int, size: tuple[int, int]) -> nn.Module:
         return self.conv(c_in, c_out, 1, stride, size)
 
 

@@ -25,7 +25,7 @@ from uncertainty_est.data.sources.image_files import DECODED_FOLDER, ImageFiles
 from uncertainty_est.data.sources.image_folder import walk
 from uncertainty_est.data.sources.pack import pack_parts, read_images
 from uncertainty_est.data.sources.shapes import check_image_shape, fit_images, to_nchw
-from uncertainty_est.errors import DataError
+from uncertainty_est.errors import DataError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -291,9 +291,8 @@ class TorchvisionImages(PartitionedSource):
         return x, torch.as_tensor(labels, dtype=torch.int64)
 
     def _unreadable(self, part: str, error: BaseException) -> DataError:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         where = self._folder / self._published.files[part][0]
         return DataError(
-            f"{self.name}: its {part} part can neither be read below '{self._folder}' nor downloaded ({reason});"
-            f" get it from {self._published.page} and put it where {where} is expected"
+            f"{self.name}: its {part} part can neither be read below '{self._folder}' nor downloaded"
+            f" ({first_line(error)}); get it from {self._published.page} and put it where {where} is expected"
         )
