@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 from pathlib import Path
 
@@ -153,7 +154,7 @@ def main() -> int:
     arguments = parser().parse_args()
     log_to_console()
     request = Request(**vars(arguments), source_dir=SOURCES)
-    request.folders()
+    logging.getLogger("uncertainty_est").info("runs found: %d", len(request.folders))
     # Here and not above: `--help`, a mistyped option and a wrong path should not wait for torch.
     from uncertainty_est.evaluate import evaluate, summary
 

@@ -40,7 +40,7 @@ def evaluate(request: Request) -> Report:
     Raises:
         ConfigError: no run, no such device or score, or an output folder that cannot be written.
     """
-    folders = request.folders()
+    folders = request.folders
     name, runs = request.name, folders
     if request.shards is not None:
         name, runs = _shard(request, folders)

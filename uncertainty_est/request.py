@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from uncertainty_est.errors import ConfigError
@@ -47,8 +48,9 @@ class Request:
     attack_steps: int = 500
     attack_restarts: int = 50
 
+    @cached_property
     def folders(self) -> dict[str, Path]:
-        """Name of each run, as it appears in the tables, to its folder.
+        """Name of each run, as it appears in the tables, to its folder; looked for once.
 
         Raises:
             ConfigError: there is none.

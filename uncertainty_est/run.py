@@ -201,12 +201,12 @@ def shared_run_dir(fixed: Mapping[str, Any], begun: Path | None = None) -> Path:
     Raises:
         ConfigError: it cannot be made, or the first process of a job did not make it.
     """
-    inherited, key = os.environ.get(_RUN_DIR_VARIABLE), job_key()
-    if key is None and inherited and os.environ.get("LOCAL_RANK", "0") != "0":
+    inherited, key, is_first = os.environ.get(_RUN_DIR_VARIABLE), job_key(), is_first_process()
+    if key is None and inherited and not is_first:
         return Path(inherited)
     parent = make_folder(Path(fixed["output_folder"]), "fixed.output_folder")
     note = parent / f".{key}"
-    if key is not None and job_rank():
+    if key is not None and not is_first:
         return _read_note(note)
     run_dir = begun or make_new_folder(parent, run_name(fixed))
     os.environ[_RUN_DIR_VARIABLE] = str(run_dir.resolve())
