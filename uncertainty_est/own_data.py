@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +47,32 @@ def tables_in(folder: Path) -> dict[Part, Path]:
         if found:
             files[part] = found[0]
     return files
+
+
+def files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[tuple[Path, list[str]]]:
+    """The folder and every folder below it, each with the names of its files; hidden ones are left out.
+
+    Links are followed, but none into a folder that it lies in. In no order that may be relied on.
+
+    Args:
+        folder: where to begin.
+        above: real paths of the folders that `folder` was reached through.
+
+    Raises:
+        DataError: a folder must not be read.
+    """
+    real = folder.resolve()
+    if real in above:
+        return
+    try:
+        with os.scandir(folder) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror}); make it readable or remove it") from error
+    inner = [entry.name for entry in visible if entry.is_dir()]
+    yield folder, [entry.name for entry in visible if not entry.is_dir()]
+    for name in inner:
+        yield from files_below(folder / name, above | {real})
 
 
 def find_own(data_root: Path, name: str) -> Path | None:

@@ -28,7 +28,7 @@ from uncertainty_est.data.sources.own_table import OwnTable
 from uncertainty_est.data_names import find_source
 from uncertainty_est.errors import ConfigError, DataError
 from uncertainty_est.launch import run_points
-from uncertainty_est.own_data import kind_of
+from uncertainty_est.own_data import files_below, kind_of
 
 SOURCES = ROOT / "configs" / "source"
 FLOWERS = ["setosa", "versicolor", "virginica"]
@@ -389,6 +389,19 @@ def test_kinds_are_told_by_names(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot be read by its ending '\.zip'"):
         (tmp_path / "mine.zip").touch()
         kind_of(tmp_path / "mine.zip")
+
+
+def test_links_are_followed_but_not_round_and_round(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    for folder, names in ((tmp_path / "set" / "cats", ["a.png", ".hidden.png"]), (elsewhere, ["b.png"])):
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / name).touch()
+    (tmp_path / "set" / "dogs").symlink_to(elsewhere)
+    (tmp_path / "set" / "cats" / "up").symlink_to(tmp_path / "set")
+    (elsewhere / "back").symlink_to(tmp_path / "set" / "cats")
+    found = {folder.relative_to(tmp_path / "set").as_posix(): files for folder, files in files_below(tmp_path / "set")}
+    assert found == {".": [], "cats": ["a.png"], "dogs": ["b.png"], "dogs/back": ["a.png"]}
 
 
 # -------------------------------------------------------------------------------------------------- docs/own_data.md

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from uncertainty_est.data.card import Card, CardFile, Layout
-from uncertainty_est.own_data import IMAGE_SUFFIXES
+from uncertainty_est.errors import DataError
+from uncertainty_est.own_data import IMAGE_SUFFIXES, files_below
 
 # In the order in which they say more of what is wrong.
 STATES = ("present", "missing", "incomplete", "damaged")
@@ -82,7 +82,10 @@ def _state(file: CardFile, path: Path, md5: bool) -> tuple[str, str, int]:
     if not path.exists():
         return "missing", f"{path}: is not there", 0
     if path.is_dir():
-        count = _count(path) if file.items else 0
+        try:
+            count = _count(path) if file.items else 0
+        except DataError as error:
+            return "damaged", str(error), 0
         if file.items and count < file.items:
             return "incomplete", f"{path}: holds {count:,} of {file.items:,} items", count
         return "present", "", count
@@ -99,11 +102,8 @@ def _state(file: CardFile, path: Path, md5: bool) -> tuple[str, str, int]:
 
 def _count(folder: Path) -> int:
     """Images and arrays below a folder, hidden ones left out."""
-    count = 0
-    for _, inner, files in os.walk(folder, followlinks=True):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        count += sum(not n.startswith(".") and Path(n).suffix.lower() in _ITEM_SUFFIXES for n in files)
-    return count
+    names = (name for _, files in files_below(folder) for name in files)
+    return sum(Path(name).suffix.lower() in _ITEM_SUFFIXES for name in names)
 
 
 def _md5(path: Path) -> str:

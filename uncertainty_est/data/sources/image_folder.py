@@ -17,7 +17,7 @@ from uncertainty_est.data.sources.image_files import FileImages, ImageFiles
 from uncertainty_est.data.sources.shapes import check_image_shape
 from uncertainty_est.data.sources.table_files import TableFile
 from uncertainty_est.errors import DataError
-from uncertainty_est.own_data import IMAGE_SUFFIXES, PARTS
+from uncertainty_est.own_data import IMAGE_SUFFIXES, PARTS, files_below
 
 log = logging.getLogger(__name__)
 
@@ -136,9 +136,8 @@ class ImageFolder(FileImages):
 def walk(folder: Path) -> list[str]:
     """Paths of all images below a folder, relative to it, with ``/``; in no order that may be relied on."""
     names = []
-    for where, inner, files in os.walk(folder, followlinks=True):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        base = Path(where).relative_to(folder).as_posix()
+    for where, files in files_below(folder):
+        base = where.relative_to(folder).as_posix()
         names += [name if base == "." else f"{base}/{name}" for name in files if _is_image(name)]
     return names
 
