@@ -57,7 +57,7 @@ HALVE = ["fixed.model_config.scheduler.step_size=300"]  # the learning rate, eve
 LARGER = ["fixed.batch_size=256", "fixed.model_config.scheduler.step_size=600"]
 FEWER = ["fixed.trainer_config.max_steps=3000", "fixed.model_config.warmup_steps=500"]
 SEGMENT = [
-    Row("Cross-entropy", ["model=fc_ce_baseline"]),
+    Row("Cross-entropy", ["model=fc_ce_baseline"], seeds=5),
     Row("Energy fine-tuning (uniform outliers)", ["model=fc_energy_finetuning", *FINE_TUNING], starts_from=0),
     Row("Outlier exposure (uniform outliers)", ["model=fc_energy_finetuning_oe", *FINE_TUNING], starts_from=0),
     Row("mcmc", ["model=fc_mcmc", *FEWER]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -316,6 +317,20 @@ class Method(pl.LightningModule, ABC):
         if self._make_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
+
+    def last_step(self) -> int:
+        """Number of steps that this training has, for learning rates that fall until its end.
+
+        Raises:
+            ConfigError: it has no end.
+        """
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            raise ConfigError(
+                "fixed.trainer_config.max_epochs: the learning rate falls until the last step, so there must be one;"
+                " set max_epochs or max_steps"
+            )
+        return int(steps)
 
 
 def load_network(owner: Method, state: State, prefix: str, into: str | None = None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from uncertainty_est.errors import ConfigError
 from uncertainty_est.losses.outlier import energy_hinge, uniform_cross_entropy
 from uncertainty_est.models.base import Batch, Prediction, State
 from uncertainty_est.models.ce_baseline import CEBaseline
@@ -130,11 +128,5 @@ class EnergyFinetuning(CEBaseline):
         configured = super().configure_optimizers()
         if isinstance(configured, dict):
             return configured
-        steps = self.trainer.estimated_stepping_batches
-        if not math.isfinite(steps):
-            raise ConfigError(
-                "fixed.trainer_config.max_epochs: the learning rate falls until the last step, so there must be one;"
-                " set max_epochs or max_steps"
-            )
-        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(configured, T_max=int(steps), eta_min=self.final_lr)
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(configured, T_max=self.last_step(), eta_min=self.final_lr)
         return {"optimizer": configured, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}

@@ -233,6 +233,25 @@ def test_each_learning_rate_rises_to_its_own_value_and_decays(network: FC, batch
     torch.testing.assert_close(torch.tensor(rates), rising)
 
 
+def test_rates_fall_until_the_last_batch(network: FC, batch: Points) -> None:
+    rates: list[list[float]] = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            rates.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
+
+    lrs = (0.01, 0.02, 0.03)
+    fit(make(network, lrs=lrs, warmup_steps=3, decay_from=0.5), batch, steps=4, epochs=2, callbacks=[Watch()])
+    done = torch.tensor([0, 0, 0, 0, 0, 1, 2, 3]) / 4  # of half a cosine
+    factor = torch.tensor([1, 2, 3, 3, 3, 3, 3, 3]) / 3 * (0.01 + 0.99 * (1 + (torch.pi * done).cos()) / 2)
+    torch.testing.assert_close(torch.tensor(rates), factor[:, None] * torch.tensor(lrs))
+
+
+def test_rates_that_fall_need_a_last_batch(network: FC, batch: Points) -> None:
+    with pytest.raises(ConfigError, match="fixed.trainer_config.max_epochs: .* set max_epochs or max_steps"):
+        fit(make(network, decay_from=0.5), batch, epochs=-1)
+
+
 def test_gradients_are_clipped(network: FC, batch: Points) -> None:
     method = make(network, lrs=(1.0, 1.0, 1.0), gradient_clip_val=1e-3)
     before = state(network)
@@ -325,6 +344,7 @@ def test_training_needs_both_players_optimizers(key: str, network: FC) -> None:
         ({"entropy_estimator": "exact"}, "entropy_estimator must be 'importance' or 'hmc', got 'exact'"),
         ({"posterior_samples": 0}, "num_samples"),
         ({"warmup_steps": -1}, "warmup_steps"),
+        ({"decay_from": 1.0}, "decay_from"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str, network: FC) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -114,3 +115,13 @@ class EnergyModel(Method):
 def warm_up(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     """Learning rate times min(1, (s + 1) / steps) in step s; multiplies, so that it goes with any other scheduler."""
     return torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / steps, total_iters=steps - 1)
+
+
+def cool_down(optimizer: torch.optim.Optimizer, first: int, last: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """Learning rate along half a cosine, from itself in step `first` to a hundredth in step `last`; multiplies."""
+
+    def factor(step: int) -> float:
+        done = min(max((step - first) / max(last - first, 1), 0), 1)
+        return 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
+
+    return torch.optim.lr_scheduler.MultiplicativeLR(optimizer, lambda step: factor(step) / factor(step - 1))

@@ -123,8 +123,8 @@ class FlowContrastive(ObjectiveModel):
         turn = int(bool(accuracy.amin() >= self.threshold))
         player = self._players[turn]
         player.minimise(self, -total if turn else total, self.gradient_clip_val)
-        if player.warm_up is not None:
-            player.warm_up.step()
+        for scheduler in player.by_batch:
+            scheduler.step()
         self._turns[turn] += 1
         self.note({"flow_turn": torch.tensor(float(turn))})
         self.log_notes(batch, batch_idx)

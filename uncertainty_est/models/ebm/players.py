@@ -13,7 +13,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from uncertainty_est.models.ebm.energy import warm_up
+from uncertainty_est.models.ebm.energy import cool_down, warm_up
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Player:
     Attributes:
         parameters: all that :meth:`minimise` may change.
         optimizer: of these parameters.
-        warm_up: of the optimiser's own learning rate, stepped once a batch.
+        by_batch: what changes the optimiser's own learning rate once a batch.
         decay: stepped once an epoch.
     """
 
     parameters: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
-    warm_up: LRScheduler | None
+    by_batch: list[LRScheduler]
     decay: LRScheduler | None
 
     @classmethod
@@ -39,17 +39,23 @@ class Player:
         make_optimizer: Callable[..., torch.optim.Optimizer],
         warmup_steps: int,
         make_decay: Callable[..., Any] | None = None,
+        falls: tuple[int, int] | None = None,
     ) -> Player:
-        """A player whose learning rate rises linearly in `warmup_steps` batches (0: is there at once)."""
+        """A player whose learning rate rises linearly in `warmup_steps` batches (0: is there at once).
+
+        With `falls` it goes down to a hundredth between these two batches, see :func:`cool_down`.
+        """
         own = list(parameters)
         optimizer = make_optimizer(own)
-        rising = warm_up(optimizer, warmup_steps) if warmup_steps else None
-        return cls(own, optimizer, rising, make_decay(optimizer) if make_decay else None)
+        by_batch = [warm_up(optimizer, warmup_steps)] if warmup_steps else []
+        if falls is not None:
+            by_batch.append(cool_down(optimizer, *falls))
+        return cls(own, optimizer, by_batch, make_decay(optimizer) if make_decay else None)
 
     @property
     def schedulers(self) -> list[LRScheduler]:
-        """Warm-up and decay, those that there are."""
-        return [scheduler for scheduler in (self.warm_up, self.decay) if scheduler is not None]
+        """Those of each batch, then that of each epoch."""
+        return [*self.by_batch, *([self.decay] if self.decay is not None else [])]
 
     def minimise(
         self, method: pl.LightningModule, loss: Tensor, clip_norm: float | None = None, counts: bool = True
