@@ -97,7 +97,7 @@ def read_state(path: Path, remedy: str) -> tuple[str, dict[str, torch.Tensor]]:
         TypeError,
     ) as error:
         raise DataError(
-            f"{path} is truncated or no checkpoint of this project ({first_line(error)}); {remedy}"
+            f"{path} is truncated or no checkpoint of this project ({first_line(error, 160)}); {remedy}"
         ) from error
 
 

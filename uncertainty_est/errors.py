@@ -43,6 +43,6 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
-def first_line(error: BaseException) -> str:
-    """The beginning of what an error says, or its class."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+def first_line(error: BaseException, longest: int | None = None) -> str:
+    """The first line of what an error says, or its class; at most `longest` characters of it."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:longest]

@@ -130,7 +130,8 @@ def accelerated(method: Method, *, compiled: bool, channels_last: bool) -> Itera
         yield
     except BackendCompilerFailed as error:
         raise ConfigError(
-            f"fixed.compile: torch cannot compile here ({first_line(error)}); install a C++ compiler, or leave it off"
+            f"fixed.compile: torch cannot compile here ({first_line(error, 160)}); install a C++ compiler, or leave it"
+            " off"
         ) from error
     except RuntimeError as error:
         if not (networks and any(words in str(error) for words in ("double backward", "donated buffer"))):

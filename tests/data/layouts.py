@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from uncertainty_est.data.source import Part, PartitionedSource
+from uncertainty_est.data.source import PartitionedSource
+from uncertainty_est.own_data import Part
 
 TRAIN, TEST = 40, 12
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from uncertainty_est.data.source import SPLIT_NAMES, Part
+from uncertainty_est.data.source import SPLIT_NAMES
 from uncertainty_est.data.sources.image_files import read_image
 from uncertainty_est.data.sources.image_folder import ImageFolder
 from uncertainty_est.data.sources.own_table import OwnTable
 from uncertainty_est.data.sources.pack import pack_parts, read_arrays
-from uncertainty_est.own_data import kind_of
+from uncertainty_est.own_data import Part, kind_of
 
 # Images that are opened to tell their size; the others' is told when they are decoded.
 _LOOKED_AT = 100

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from uncertainty_est.errors import DataError
+from uncertainty_est.own_data import Part
 
 SplitName = Literal["train", "val", "test"]
-Part = Literal["train", "val", "test", "all"]
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val", "test")
 
 

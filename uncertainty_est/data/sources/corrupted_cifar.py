@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uncertainty_est.data.source import Part, PartitionedSource
+from uncertainty_est.data.source import PartitionedSource
 from uncertainty_est.data.sources.shapes import check_image_shape, fit_images, to_nchw
 from uncertainty_est.errors import DataError, did_you_mean
+from uncertainty_est.own_data import Part
 
 SEVERITIES = 5
 _LABELS = "labels"

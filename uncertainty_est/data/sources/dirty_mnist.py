@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uncertainty_est.data.source import Part, PartitionedSource
+from uncertainty_est.data.source import PartitionedSource
 from uncertainty_est.data.sources.published import TorchvisionImages
 from uncertainty_est.data.sources.shapes import check_image_shape, fit_images
 from uncertainty_est.errors import DataError
+from uncertainty_est.own_data import Part
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,10 @@ import torch
 from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 
-from uncertainty_est.data.source import Part, PartitionedSource
+from uncertainty_est.data.source import PartitionedSource
 from uncertainty_est.data.sources.shapes import check_image_shape, fit_images, to_nchw
 from uncertainty_est.errors import DataError
+from uncertainty_est.own_data import Part
 
 
 class Digits(PartitionedSource):

@@ -20,10 +20,11 @@ from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
-from uncertainty_est.data.source import Part, PartitionedSource
+from uncertainty_est.data.source import PartitionedSource
 from uncertainty_est.data.sources.shapes import check_image_shape, covering_size
 from uncertainty_est.errors import DataError
 from uncertainty_est.files import atomic_path, make_folder
+from uncertainty_est.own_data import Part
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from uncertainty_est.data.source import Part
 from uncertainty_est.data.sources.image_files import FileImages, ImageFiles
 from uncertainty_est.data.sources.shapes import check_image_shape
 from uncertainty_est.data.sources.table_files import TableFile
 from uncertainty_est.errors import DataError
-from uncertainty_est.own_data import IMAGE_SUFFIXES, PARTS, files_below
+from uncertainty_est.own_data import IMAGE_SUFFIXES, PARTS, Part, files_below
 
 log = logging.getLogger(__name__)
 

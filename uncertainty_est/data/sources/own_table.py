@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from uncertainty_est.data.source import Part, PartitionedSource
+from uncertainty_est.data.source import PartitionedSource
 from uncertainty_est.data.sources.shapes import fit_table
 from uncertainty_est.data.sources.table_frames import (
     class_names,
@@ -22,7 +22,7 @@ from uncertainty_est.data.sources.table_frames import (
     read_texts,
 )
 from uncertainty_est.errors import DataError
-from uncertainty_est.own_data import TABLE_SUFFIXES, tables_in
+from uncertainty_est.own_data import TABLE_SUFFIXES, Part, tables_in
 
 log = logging.getLogger(__name__)
 

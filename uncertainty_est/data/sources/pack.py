@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uncertainty_est.data.source import Part, PartitionedSource
+from uncertainty_est.data.source import PartitionedSource
 from uncertainty_est.data.sources.shapes import check_image_shape, fit_images, fit_table, to_nchw
 from uncertainty_est.errors import DataError
-from uncertainty_est.own_data import PARTS
+from uncertainty_est.own_data import PARTS, Part
 
 _READ_ERRORS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 _LAYOUT = "a data set is a .npz file with x_train, y_train, x_test and y_test"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uncertainty_est.data.source import Part, PartitionedSource, Split, SplitName
+from uncertainty_est.data.source import PartitionedSource, Split, SplitName
 from uncertainty_est.data.sources.shapes import fit_table
 from uncertainty_est.data.sources.table_files import (
     TableFile,
@@ -23,6 +23,7 @@ from uncertainty_est.data.sources.table_files import (
     read_uci_classes,
 )
 from uncertainty_est.errors import DataError
+from uncertainty_est.own_data import Part
 
 log = logging.getLogger(__name__)
 

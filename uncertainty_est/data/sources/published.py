@@ -20,12 +20,13 @@ import torchvision
 from filelock import FileLock
 from torch import Tensor
 
-from uncertainty_est.data.source import Part, PartitionedSource
+from uncertainty_est.data.source import PartitionedSource
 from uncertainty_est.data.sources.image_files import DECODED_FOLDER, ImageFiles
 from uncertainty_est.data.sources.image_folder import walk
 from uncertainty_est.data.sources.pack import pack_parts, read_images
 from uncertainty_est.data.sources.shapes import check_image_shape, fit_images, to_nchw
 from uncertainty_est.errors import DataError, first_line
+from uncertainty_est.own_data import Part
 
 log = logging.getLogger(__name__)
 

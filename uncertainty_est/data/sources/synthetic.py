@@ -12,8 +12,9 @@ from scipy.spatial import KDTree
 from sklearn.datasets import make_moons
 from torch import Tensor
 
-from uncertainty_est.data.source import Part, PartitionedSource
+from uncertainty_est.data.source import PartitionedSource
 from uncertainty_est.data.sources.shapes import fit_table
+from uncertainty_est.own_data import Part
 
 # Which items are training, validation or test is for split_seed to say; what they are is not.
 _POINTS_SEED = 1

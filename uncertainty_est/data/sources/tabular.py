@@ -8,8 +8,9 @@ import sklearn.datasets
 import torch
 from torch import Tensor
 
-from uncertainty_est.data.source import Part, PartitionedSource
+from uncertainty_est.data.source import PartitionedSource
 from uncertainty_est.data.sources.shapes import fit_table
+from uncertainty_est.own_data import Part
 
 _BUNDLED = {"wine": sklearn.datasets.load_wine, "breast_cancer": sklearn.datasets.load_breast_cancer}
 

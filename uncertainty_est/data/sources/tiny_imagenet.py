@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from uncertainty_est.data.source import Part
 from uncertainty_est.data.sources.image_files import ImageFiles
 from uncertainty_est.data.sources.image_folder import ImageFolder, folders_in
 from uncertainty_est.data.sources.table_files import TableFile
+from uncertainty_est.own_data import Part
 
 _TABLE = "val_annotations.txt"
 
