@@ -67,6 +67,16 @@ def fit(method: VERA, batch: Points, steps: int = 1, epochs: int = 1, **options:
     return trainer
 
 
+class Rates(pl.Callback):
+    """Notes every optimizer's learning rate before each batch."""
+
+    def __init__(self) -> None:
+        self.rates: list[list[float]] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.rates.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
+
+
 def state(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.named_parameters()}
 
@@ -219,32 +229,22 @@ def test_players_take_turns_and_batches_are_counted_once(
 
 
 def test_each_learning_rate_rises_to_its_own_value_and_decays(network: FC, batch: Points) -> None:
-    rates: list[list[float]] = []
-
-    class Watch(pl.Callback):
-        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-            rates.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
-
+    watch = Rates()
     decay = partial(torch.optim.lr_scheduler.MultiStepLR, milestones=[2], gamma=0.3)
     method = make(network, lrs=(0.01, 0.02, 0.03), warmup_steps=4, generator_iters=2, scheduler=decay)
-    fit(method, batch, steps=3, epochs=3, callbacks=[Watch()])
+    fit(method, batch, steps=3, epochs=3, callbacks=[watch])
     rising = torch.tensor([[min(1, (step + 1) / 4) * lr for lr in (0.01, 0.02, 0.03)] for step in range(9)])
     rising[6:, :2] *= 0.3  # the proposal's rate does not decay
-    torch.testing.assert_close(torch.tensor(rates), rising)
+    torch.testing.assert_close(torch.tensor(watch.rates), rising)
 
 
 def test_rates_fall_until_the_last_batch(network: FC, batch: Points) -> None:
-    rates: list[list[float]] = []
-
-    class Watch(pl.Callback):
-        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-            rates.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
-
+    watch = Rates()
     lrs = (0.01, 0.02, 0.03)
-    fit(make(network, lrs=lrs, warmup_steps=3, decay_from=0.5), batch, steps=4, epochs=2, callbacks=[Watch()])
+    fit(make(network, lrs=lrs, warmup_steps=3, decay_from=0.5), batch, steps=4, epochs=2, callbacks=[watch])
     done = torch.tensor([0, 0, 0, 0, 0, 1, 2, 3]) / 4  # of half a cosine
     factor = torch.tensor([1, 2, 3, 3, 3, 3, 3, 3]) / 3 * (0.01 + 0.99 * (1 + (torch.pi * done).cos()) / 2)
-    torch.testing.assert_close(torch.tensor(rates), factor[:, None] * torch.tensor(lrs))
+    torch.testing.assert_close(torch.tensor(watch.rates), factor[:, None] * torch.tensor(lrs))
 
 
 def test_rates_that_fall_need_a_last_batch(network: FC, batch: Points) -> None:
